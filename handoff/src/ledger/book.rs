@@ -1,0 +1,180 @@
+//! The keeper's hold on the ledger: it makes segments, writes names, and buries the dead.
+
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+
+use super::error::LedgerError;
+use super::layout::{Owner, Sizes};
+use super::name::{NameSpec, Names};
+use super::reader::SessionSnapshot;
+use super::segment::Segment;
+use super::slot::{Phase, RecordSlot};
+
+/// The keeper's hold on all segments.
+#[derive(Debug)]
+pub struct Ledger {
+    /// At least one.
+    segments: Vec<Arc<Segment>>,
+}
+
+/// Session ids count segments (see `claim`), and stay below 2^53 with so many.
+const SEGMENTS_MOST: usize = 900;
+
+impl Ledger {
+    pub fn create(first: Sizes) -> Result<Self, LedgerError> {
+        Ok(Self { segments: vec![Arc::new(Segment::create(0, first)?)] })
+    }
+
+    /// The ledger of an earlier keeper, from all its segments in order.
+    pub fn open(descriptors: Vec<OwnedFd>) -> Result<Self, LedgerError> {
+        let mut segments = Vec::with_capacity(descriptors.len());
+        for (place, fd) in descriptors.into_iter().enumerate() {
+            let segment = Segment::open(fd)?;
+            if segment.index() as usize != place {
+                return Err(LedgerError::OutOfOrder { place, found: segment.index() });
+            }
+            segments.push(Arc::new(segment));
+        }
+        match segments.len() {
+            0 => Err(LedgerError::NotASegment("there is none")),
+            many if many > SEGMENTS_MOST => Err(LedgerError::ChainFull(many)),
+            _ => Ok(Self { segments }),
+        }
+    }
+
+    /// All segments in order; the last is the one that new names and sessions go to.
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    pub fn descriptor(&self, index: u32) -> Option<BorrowedFd<'_>> {
+        self.segments.get(index as usize).map(|segment| segment.descriptor())
+    }
+
+    /// Makes sure that all these names are in the last segment and that it has room for `blocks` more leases and
+    /// `records` more sessions; else adds a segment (twice the size asked for) that has all of them. True: a segment was added,
+    /// which every worker must be given before it is told of the new names. On failure nothing has changed.
+    pub fn ensure(&mut self, names: &[NameSpec], blocks: u32, records: u32) -> Result<bool, LedgerError> {
+        names.iter().try_for_each(NameSpec::check)?;
+        let last = self.last();
+        if let Some(missing) = missing(&last.names(), names)
+            && fits(last, &missing, blocks, records)
+        {
+            if !missing.is_empty() {
+                last.publish(&missing);
+            }
+            return Ok(false);
+        }
+        let segment = self.grow(&distinct(names.iter()), blocks, records)?;
+        self.segments.push(Arc::new(segment));
+        Ok(true)
+    }
+
+    /// After the death of a generation: hands each session it still had to `each` (the keeper counts and logs them), frees its
+    /// records, clears its gauges, and releases its blocks for others, their counters as they are.
+    pub fn bury(&self, generation: u32, each: &mut dyn FnMut(&SessionSnapshot)) {
+        let dead = |word| Owner::of(word).is_some_and(|owner| owner.generation == generation);
+        for segment in &self.segments {
+            let names = segment.names();
+            for slot in segment.used_records().iter().filter(|slot| dead(slot.owner())) {
+                bury_record(slot, &names, each);
+            }
+            // All leases, not only those of used blocks: its thread may have died before it said that it uses one.
+            for (block, lease) in (0..).zip(segment.map().leases()) {
+                if dead(lease.owner.load(Acquire)) {
+                    segment.release(block);
+                }
+            }
+        }
+    }
+
+    fn last(&self) -> &Segment {
+        self.segments.last().expect("a ledger has a segment from the start")
+    }
+
+    fn grow(&self, names: &[NameSpec], blocks: u32, records: u32) -> Result<Segment, LedgerError> {
+        let index = self.segments.len();
+        if index >= SEGMENTS_MOST {
+            return Err(LedgerError::ChainFull(index));
+        }
+        let index = u32::try_from(index).map_err(|_| LedgerError::ChainFull(index))?;
+        let need = Sizes { blocks, records, ..needs(names).ok_or(LedgerError::TooLarge)? };
+        let segment = Segment::create(index, roomy(need, self.last().sizes()))?;
+        segment.publish(names);
+        Ok(segment)
+    }
+}
+
+fn bury_record(slot: &RecordSlot, names: &Names, each: &mut dyn FnMut(&SessionSnapshot)) {
+    // A closed session was counted by its worker, and one that was claimed but not yet written had done nothing.
+    if let Some(fields) = slot.remains().filter(|fields| fields.phase != Phase::Closed) {
+        each(&SessionSnapshot::of(fields, names));
+    }
+    slot.free();
+}
+
+/// Names that are not there, each once. `None`: one that is there needs more cells than it has.
+fn missing(known: &Names, wanted: &[NameSpec]) -> Option<Vec<NameSpec>> {
+    let mut missing = Vec::new();
+    for spec in wanted {
+        let entry = known.find(spec.kind, &spec.text).and_then(|name| known.entry(name));
+        match entry.map(|entry| (entry.cells.counters.len(), entry.cells.gauges.len())) {
+            None => missing.push(spec),
+            Some((counters, gauges)) if spec.counters as usize > counters || spec.gauges as usize > gauges => {
+                return None;
+            }
+            Some(_) => {}
+        }
+    }
+    Some(distinct(missing.into_iter()))
+}
+
+/// Each name once, with the most cells that it is asked for.
+fn distinct<'a>(names: impl Iterator<Item = &'a NameSpec>) -> Vec<NameSpec> {
+    let mut each: Vec<NameSpec> = Vec::new();
+    let mut places: HashMap<(u16, &str), usize> = HashMap::new();
+    for spec in names {
+        let place = *places.entry((spec.kind, &spec.text)).or_insert_with(|| {
+            each.push(spec.clone());
+            each.len() - 1
+        });
+        let one = &mut each[place];
+        one.counters = one.counters.max(spec.counters);
+        one.gauges = one.gauges.max(spec.gauges);
+    }
+    each
+}
+
+/// What these names take. `None`: more than can be numbered.
+fn needs(names: &[NameSpec]) -> Option<Sizes> {
+    let mut need = Sizes { names: u32::try_from(names.len()).ok()?, counters: 0, gauges: 0, blocks: 0, records: 0 };
+    for spec in names {
+        need.counters = need.counters.checked_add(spec.counters)?;
+        need.gauges = need.gauges.checked_add(spec.gauges)?;
+    }
+    Some(need)
+}
+
+fn fits(segment: &Segment, names: &[NameSpec], blocks: u32, records: u32) -> bool {
+    let Some(need) = needs(names) else { return false };
+    let (known, sizes) = (segment.names(), segment.sizes());
+    let ends = known.ends();
+    let used = segment.used_records();
+    let taken = used.iter().filter(|slot| slot.owner() != Owner::NOBODY).count();
+    let leased = segment.map().leases().iter().filter(|lease| lease.owner.load(Acquire) != Owner::NOBODY).count();
+    known.len() + need.names as usize <= sizes.names as usize
+        && ends.counters.len() + need.counters as usize <= sizes.counters as usize
+        && ends.gauges.len() + need.gauges as usize <= sizes.gauges as usize
+        && leased + blocks as usize <= sizes.blocks as usize
+        && taken + records as usize <= sizes.records as usize
+}
+
+/// Twice the need, and no less than before, as far as a segment can have it.
+fn roomy(need: Sizes, before: Sizes) -> Sizes {
+    let double = need.each(need, u32::saturating_add);
+    let roomy = double.each(before, u32::max).each(Sizes::MOST, u32::min);
+    // What can be had is not cut to less than the need: then `create` refuses, and says why.
+    roomy.each(need, u32::max)
+}

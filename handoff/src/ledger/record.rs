@@ -1,0 +1,107 @@
+//! The record of one live session, in the hands of the thread that serves it.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::name::Name;
+use super::slot::RecordSlot;
+use super::writer::Lease;
+
+#[derive(Debug, Clone)]
+pub struct Opening {
+    pub listener: Name,
+    pub pool: Name,
+    /// `None` for a Unix socket.
+    pub client: Option<SocketAddr>,
+    /// Microseconds since 1970.
+    pub opened_unix_us: u64,
+    /// CLOCK_MONOTONIC, milliseconds.
+    pub opened_ms: u64,
+}
+
+/// The record of one live session. Dropping it frees it. (An id is unique over all generations of this ledger.)
+#[derive(Debug)]
+pub struct Record {
+    lease: Rc<Lease>,
+    index: u32,
+    id: u64,
+}
+
+impl Record {
+    pub(super) fn begin(lease: Rc<Lease>, index: u32, id: u64, opening: &Opening) -> Self {
+        let record = Self { lease, index, id };
+        record.slot().begin(id, opening);
+        record
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Connected to a backend (a name of the same segment).
+    pub fn established(&self, backend: Name, address: SocketAddr) {
+        self.slot().establish(backend, address);
+    }
+
+    /// `n` more bytes came from the client.
+    #[inline]
+    pub fn received(&self, n: u64) {
+        add(&self.slot().received, n);
+    }
+
+    /// `n` more bytes went to the client.
+    #[inline]
+    pub fn sent(&self, n: u64) {
+        add(&self.slot().sent, n);
+    }
+
+    pub fn total_received(&self) -> u64 {
+        self.slot().received.load(Relaxed)
+    }
+
+    pub fn total_sent(&self) -> u64 {
+        self.slot().sent.load(Relaxed)
+    }
+
+    /// A byte moved; CLOCK_MONOTONIC, milliseconds.
+    #[inline]
+    pub fn touch(&self, now_ms: u64) {
+        self.slot().last_byte_ms.store(now_ms, Relaxed);
+    }
+
+    pub fn last_byte_ms(&self) -> u64 {
+        self.slot().last_byte_ms.load(Relaxed)
+    }
+
+    /// Bytes accepted from one side that the other has not got; -1: not known.
+    pub fn unsent(&self, to_client: i64, to_backend: i64) {
+        self.slot().unsent_to_client.store(to_client, Relaxed);
+        self.slot().unsent_to_backend.store(to_backend, Relaxed);
+    }
+
+    /// The end is decided and counted: if this process dies now, the keeper only frees the record.
+    pub fn closed(&self, reason: u16) {
+        self.slot().end(reason);
+    }
+
+    #[inline]
+    fn slot(&self) -> &RecordSlot {
+        &self.lease.segment.map().records()[self.index as usize]
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // Another owner's word means that the session was given away: it is not ours to end.
+        if self.slot().owner() == self.lease.owner.word() {
+            self.slot().free();
+            self.lease.finds.borrow_mut().freed(self.index);
+        }
+    }
+}
+
+fn add(cell: &AtomicU64, n: u64) {
+    cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+}

@@ -1,0 +1,33 @@
+//! How much of the keeper one admin client may use.
+
+use std::time::Duration;
+
+/// Bounds of one admin listener. The defaults are what `proxyd` runs with; tests shorten them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request body. The largest honest command (a pool of some hundred backends) is under 32 KiB.
+    pub body: usize,
+    /// From the first byte of a request (of a new connection: from accept) to its last.
+    pub request: Duration,
+    /// Between two requests of a connection. Above the usual scrape interval of 15 s, so that a scraper keeps its own.
+    pub idle: Duration,
+    /// For how long a client may leave an answer unread before it is cut.
+    pub stall: Duration,
+    /// Connections at a time. When all are taken, the one that waits longest for a request makes room.
+    pub connections: usize,
+    /// For requests under way when the listener stops.
+    pub finish: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body: 64 * 1024,
+            request: Duration::from_secs(5),
+            idle: Duration::from_secs(30),
+            stall: Duration::from_secs(10),
+            connections: 64,
+            finish: Duration::from_secs(2),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Documents as text for people: aligned tables, short durations, no control characters of others.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::command::{Changed, Killed, UpgradePlan, UpgradeReport, UpgradeResult};
+use crate::view::{GenerationView, ListenerView, PoolView, SessionRow, Status};
+
+/// For whom a table is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// A rule under the heads.
+    Terminal,
+    /// Columns and blanks only, for `awk` and `grep`.
+    Plain,
+}
+
+pub fn status(status: &Status, style: Style) -> String {
+    let keeper = &status.keeper;
+    let config = &status.config;
+    let mut out = format!(
+        "proxyd {}, keeper pid {} {}, up {}\nconfiguration {} version {}\n",
+        clean(&status.version),
+        keeper.pid,
+        clean(&keeper.state),
+        seconds(keeper.uptime_seconds),
+        clean(&config.path),
+        config.version
+    );
+    if let Some(upgrade) = &status.upgrade {
+        let (id, step, from, to) = (upgrade.id, clean(&upgrade.step), upgrade.from, upgrade.to);
+        let _ = writeln!(out, "upgrade {id} is at {step}: generation {from} -> {to}");
+    }
+    for part in [generations(&status.generations, style), listeners(&status.listeners, style)] {
+        let _ = write!(out, "\n{part}");
+    }
+    let _ = write!(out, "\n{}", pools(&status.pools, style));
+    out
+}
+
+fn generations(rows: &[GenerationView], style: Style) -> String {
+    let heads = ["GENERATION", "STATE", "VERSION", "PID", "SESSIONS", "OLDEST", "DRAIN ENDS"];
+    let row = |g: &GenerationView| {
+        let left = g.drain_seconds_left.map_or_else(|| "-".to_owned(), |left| format!("in {}", seconds(left)));
+        let sessions = whole_number(g.sessions);
+        let oldest = seconds(g.oldest_session_seconds);
+        vec![g.id.to_string(), g.state.clone(), g.version.clone(), g.pid.to_string(), sessions, oldest, left]
+    };
+    table(style, &heads, &[0, 3, 4], rows.iter().map(row))
+}
+
+fn listeners(rows: &[ListenerView], style: Style) -> String {
+    let row = |l: &ListenerView| {
+        let state = if l.paused { "paused" } else { "accepting" };
+        vec![l.name.clone(), l.bind.join(","), l.pool.clone(), whole_number(l.sessions), state.to_owned()]
+    };
+    table(style, &["LISTENER", "BIND", "POOL", "SESSIONS", "STATE"], &[3], rows.iter().map(row))
+}
+
+/// A line for each pool: `pool list`.
+pub fn pool_list(pools: &[PoolView], style: Style) -> String {
+    let row = |pool: &PoolView| {
+        let enabled = pool.backends.iter().filter(|backend| backend.admin == "enabled").count();
+        let sessions = pool.backends.iter().map(|backend| backend.sessions).sum();
+        let backends = format!("{enabled}/{}", pool.backends.len());
+        vec![pool.name.clone(), pool.version.to_string(), backends, whole_number(sessions)]
+    };
+    table(style, &["POOL", "VERSION", "ENABLED", "SESSIONS"], &[1, 2, 3], pools.iter().map(row))
+}
+
+/// A line for each backend of the pools.
+pub fn pools(pools: &[PoolView], style: Style) -> String {
+    let heads = ["POOL", "VERSION", "BACKEND", "ADDRESS", "WEIGHT", "HEALTH", "ADMIN", "SESSIONS"];
+    let rows = pools.iter().flat_map(|pool| {
+        pool.backends.iter().map(|b| {
+            let (weight, sessions) = (b.weight.to_string(), whole_number(b.sessions));
+            let (version, address) = (pool.version.to_string(), b.address.clone());
+            let (health, admin) = (b.health.clone(), b.admin.clone());
+            vec![pool.name.clone(), version, b.name.clone(), address, weight, health, admin, sessions]
+        })
+    });
+    table(style, &heads, &[1, 4, 7], rows)
+}
+
+pub fn sessions(rows: &[SessionRow], style: Style) -> String {
+    let heads = ["ID", "GEN", "LISTENER", "POOL", "BACKEND", "CLIENT", "STATE", "AGE", "IDLE", "RECEIVED", "SENT"];
+    let row = |s: &SessionRow| {
+        vec![
+            s.id.to_string(),
+            s.generation.to_string(),
+            s.listener.clone(),
+            s.pool.clone(),
+            s.backend.clone(),
+            s.client.clone(),
+            s.state.clone(),
+            seconds(s.age_seconds),
+            seconds(s.idle_seconds),
+            bytes(s.bytes_received),
+            bytes(s.bytes_sent),
+        ]
+    };
+    table(style, &heads, &[0, 1, 7, 8, 9, 10], rows.iter().map(row))
+}
+
+/// The last line of an upgrade.
+pub fn report(report: &UpgradeReport) -> String {
+    let UpgradeReport { id, from, to, sessions, .. } = report;
+    let took = seconds(report.seconds);
+    let version = clean(&report.version);
+    if report.result == UpgradeResult::Committed {
+        return format!(
+            "upgrade {id} committed: generation {from} -> {to}, version {version}, in {took}; accept gap {}, longest \
+             session pause {}; sessions: {} moved, {} left to drain, {} closed by force\n",
+            milliseconds(report.accept_gap_ms),
+            milliseconds(report.longest_pause_ms),
+            whole_number(sessions.moved),
+            whole_number(sessions.left),
+            whole_number(sessions.forced),
+        );
+    }
+    let how = if report.result == UpgradeResult::RolledBack { "rolled back" } else { "failed" };
+    let (step, reason) = (clean(&report.step), clean(&report.reason));
+    format!("upgrade {id} {how} at {step} after {took}: {reason}; version {version} serves\n")
+}
+
+pub fn plan(plan: &UpgradePlan) -> String {
+    let mut out = format!(
+        "would upgrade to {} (version {}) with {}; nothing was changed\n",
+        clean(&plan.binary),
+        clean(&plan.version),
+        clean(&plan.config)
+    );
+    for (what, addresses) in [("keep", &plan.kept), ("add", &plan.added), ("remove", &plan.removed)] {
+        for address in addresses {
+            let _ = writeln!(out, "{what:<7} {}", clean(address));
+        }
+    }
+    out
+}
+
+pub fn changed(changed: &Changed) -> String {
+    let mut out = format!("{} (version {})\n", clean(&changed.summary), changed.version);
+    for change in &changed.changes {
+        let _ = writeln!(out, "  {}", clean(change));
+    }
+    out
+}
+
+pub fn killed(killed: &Killed, style: Style) -> String {
+    if killed.dry_run {
+        let count = whole_number(killed.matched);
+        return format!("{}would close {count} sessions; none was closed\n", sessions(&killed.sessions, style));
+    }
+    let (closed, matched) = (whole_number(killed.closed), whole_number(killed.matched));
+    format!("closed {closed} of {matched} sessions that matched\n")
+}
+
+fn table(style: Style, heads: &[&str], right: &[usize], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(match style {
+        Style::Terminal => RULED,
+        Style::Plain => presets::NOTHING,
+    });
+    table.set_header(heads.iter().copied());
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell)));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        // The left edge of a table is the edge of the page.
+        column.set_padding((0, 2));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut out = table.trim_fmt();
+    out.push('\n');
+    out
+}
+
+/// Two units at most: `350ms`, `12s`, `3m 5s`, `4d 2h`.
+pub fn seconds(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return "?".to_owned();
+    }
+    if seconds < 0.9995 {
+        return format!("{:.0}ms", seconds * 1e3);
+    }
+    if seconds < 9.95 {
+        return format!("{seconds:.1}s");
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; `as` saturates")]
+    let whole = seconds as u64;
+    let (days, hours, minutes, left) = (whole / 86_400, whole / 3_600 % 24, whole / 60 % 60, whole % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{left}s"),
+        (0, 0, _) => format!("{minutes}m {left}s"),
+        (0, _, _) => format!("{hours}h {minutes}m"),
+        _ => format!("{days}d {hours}h"),
+    }
+}
+
+/// `512 B`, `1.5 KiB`.
+pub fn bytes(bytes: u64) -> String {
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+    let mut size = bytes as f64;
+    let mut unit = 0;
+    // 1023.95 would be shown as 1024.0.
+    while size >= 1023.95 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
+
+/// With commas: `1,234,567`.
+pub fn whole_number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn milliseconds(ms: f64) -> String {
+    format!("{ms:.1} ms")
+}
+
+/// Text of others on one line of a terminal: control characters, and marks that turn the direction of text, are shown
+/// as escapes.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    let bad = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(bad) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if bad(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// A preset of comfy-table: a rule under the heads, nothing else.
+const RULED: &str = "     ──            ";
+
+#[cfg(test)]
+mod tests;

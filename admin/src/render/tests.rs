@@ -1,0 +1,174 @@
+//! Pictures of documents, as they are shown.
+
+use super::*;
+use crate::command::SessionsAtUpgrade;
+use crate::view::{BackendView, ConfigView, KeeperView};
+
+fn rows() -> Vec<SessionRow> {
+    let one = SessionRow {
+        id: 17,
+        generation: 3,
+        listener: "postgres".into(),
+        pool: "pg".into(),
+        backend: "b".into(),
+        client: "10.1.2.3:50000".into(),
+        backend_address: "10.0.0.1:5432".into(),
+        state: "established".into(),
+        age_seconds: 3_725.0,
+        idle_seconds: 0.25,
+        bytes_received: 1_536,
+        bytes_sent: 12,
+    };
+    vec![one.clone(), SessionRow { id: 1_000, client: "unix".into(), ..one }]
+}
+
+fn example() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        keeper: KeeperView { pid: 1, uptime_seconds: 5.25, state: "serving".into() },
+        generations: vec![
+            GenerationView {
+                id: 3,
+                pid: 77,
+                version: "0.1.0".into(),
+                state: "serving".into(),
+                sessions: 1_120,
+                oldest_session_seconds: 61.0,
+                drain_seconds_left: None,
+            },
+            GenerationView {
+                id: 2,
+                pid: 9,
+                version: "0.1.0".into(),
+                state: "draining".into(),
+                sessions: 4,
+                oldest_session_seconds: 90_000.0,
+                drain_seconds_left: Some(12.0),
+            },
+        ],
+        listeners: vec![ListenerView {
+            name: "postgres".into(),
+            bind: vec!["0.0.0.0:5432".into(), "[::]:5432".into()],
+            pool: "pg".into(),
+            sessions: 1_124,
+            paused: false,
+        }],
+        pools: vec![PoolView {
+            name: "pg".into(),
+            version: 4,
+            backends: vec![BackendView {
+                name: "a".into(),
+                address: "10.0.0.1:5432".into(),
+                weight: 1,
+                health: "up".into(),
+                admin: "enabled".into(),
+                sessions: 60,
+            }],
+        }],
+        config: ConfigView { path: "/etc/proxyd.toml".into(), version: 4, sha256: "ab".into() },
+        upgrade: None,
+    }
+}
+
+fn finished(result: UpgradeResult) -> UpgradeReport {
+    UpgradeReport {
+        id: 5,
+        result,
+        from: 2,
+        to: 3,
+        step: "ready".into(),
+        reason: "generation 3 hung".into(),
+        accept_gap_ms: 0.1,
+        longest_pause_ms: 0.0,
+        sessions: SessionsAtUpgrade { moved: 0, left: 1_200, forced: 0 },
+        version: "0.1.0".into(),
+        seconds: 1.25,
+    }
+}
+
+#[test]
+fn status_is_aligned() {
+    let wanted = "\
+proxyd 0.1.0, keeper pid 1 serving, up 5.2s
+configuration /etc/proxyd.toml version 4
+
+GENERATION  STATE     VERSION  PID  SESSIONS  OLDEST  DRAIN ENDS
+         3  serving   0.1.0     77     1,120  1m 1s   -
+         2  draining  0.1.0      9         4  1d 1h   in 12s
+
+LISTENER  BIND                    POOL  SESSIONS  STATE
+postgres  0.0.0.0:5432,[::]:5432  pg       1,124  accepting
+
+POOL  VERSION  BACKEND  ADDRESS        WEIGHT  HEALTH  ADMIN    SESSIONS
+pg          4  a        10.0.0.1:5432       1  up      enabled        60
+";
+    assert_eq!(status(&example(), Style::Plain), wanted);
+}
+
+#[test]
+fn sessions_are_aligned_and_readable() {
+    let wanted = [
+        "  ID  GEN  LISTENER  POOL  BACKEND  CLIENT          STATE          AGE   IDLE  RECEIVED  SENT\n",
+        "  17    3  postgres  pg    b        10.1.2.3:50000  established  1h 2m  250ms   1.5 KiB  12 B\n",
+        "1000    3  postgres  pg    b        unix            established  1h 2m  250ms   1.5 KiB  12 B\n",
+    ]
+    .concat();
+    assert_eq!(sessions(&rows(), Style::Plain), wanted);
+}
+
+#[test]
+fn a_terminal_gets_a_rule() {
+    let drawn = pool_list(&example().pools, Style::Terminal);
+    let lines: Vec<&str> = drawn.lines().collect();
+    assert_eq!(lines.len(), 3, "{drawn}");
+    assert!(lines[1].starts_with("────") && lines[1].chars().all(|c| c == '─'), "{drawn}");
+}
+
+#[test]
+fn reports_are_one_line() {
+    assert_eq!(
+        report(&finished(UpgradeResult::Committed)),
+        "upgrade 5 committed: generation 2 -> 3, version 0.1.0, in 1.2s; accept gap 0.1 ms, longest session pause \
+         0.0 ms; sessions: 0 moved, 1,200 left to drain, 0 closed by force\n"
+    );
+    assert_eq!(
+        report(&finished(UpgradeResult::RolledBack)),
+        "upgrade 5 rolled back at ready after 1.2s: generation 3 hung; version 0.1.0 serves\n"
+    );
+}
+
+#[test]
+fn c15_text_of_others_cannot_move_the_cursor() {
+    assert_eq!(clean("a\u{1b}[2Jb\nc\u{202e}d"), "a\\u{1b}[2Jb\\nc\\u{202e}d");
+    let hostile = SessionRow { client: "x\u{1b}]0;y\u{7}\r".into(), ..SessionRow::default() };
+    let drawn = sessions(&[hostile], Style::Terminal);
+    assert!(!drawn.contains(['\u{1b}', '\u{7}', '\r']), "{drawn:?}");
+}
+
+#[test]
+fn numbers_for_people() {
+    for (value, wanted) in [
+        (0.0, "0ms"),
+        (0.9994, "999ms"),
+        (0.9996, "1.0s"),
+        (9.94, "9.9s"),
+        (9.96, "9s"),
+        (59.9, "59s"),
+        (60.0, "1m 0s"),
+        (3_600.0, "1h 0m"),
+        (187_200.0, "2d 4h"),
+        (f64::NAN, "?"),
+        (-1.0, "?"),
+        (f64::MAX, "213503982334601d 7h"),
+    ] {
+        assert_eq!(seconds(value), wanted, "{value}");
+    }
+    for (value, wanted) in
+        [(0, "0 B"), (1_023, "1023 B"), (1_024, "1.0 KiB"), (1_048_575, "1.0 MiB"), (u64::MAX, "16.0 EiB")]
+    {
+        assert_eq!(bytes(value), wanted, "{value}");
+    }
+    for (value, wanted) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")] {
+        assert_eq!(whole_number(value), wanted, "{value}");
+    }
+}

@@ -1,0 +1,59 @@
+//! What the keeper says to a worker that already serves, and what it hears back. JSON, inside the orders and answers of
+//! the hand-over channel.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ForcedClose, plan::Plan};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case")]
+pub enum Order {
+    /// The whole new plan; sockets it names were handed over beforehand. Answered once every connection accepted from now
+    /// on follows it, and the sockets it no longer names are closed.
+    Apply { plan: Box<Plan> },
+    /// Close these sessions now, wherever they still live. Answered with the number closed.
+    Close { ids: Vec<u64>, purpose: Purpose, how: ForcedClose },
+    /// Close by force what is left of these sessions when the time is over. Answered at once.
+    Drain { scope: Scope, purpose: Purpose, timeout: Option<Duration>, spread: Duration, how: ForcedClose },
+    /// Accept what is queued in sockets that are no longer polled, for at most so long.
+    AcceptQueue { limit: Duration },
+    /// Exit once no session is left.
+    Finish,
+}
+
+/// Which sessions drain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    All,
+    Listener { name: String },
+    Backend { pool: String, name: String },
+}
+
+/// Why sessions are closed by force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    Upgrade,
+    /// More generations than allowed.
+    Generations,
+    Shutdown,
+    Admin,
+    ListenerRemoved,
+    BackendRemoved,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    Closed {
+        sessions: u64,
+    },
+    /// Nothing has changed.
+    Refused {
+        why: String,
+    },
+}

@@ -1,0 +1,217 @@
+//! System calls that no crate wraps safely. One of the two files with `unsafe`; each use says why it is needed and sound.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::libc;
+use tokio::io::unix::AsyncFd;
+
+/// Bytes written to the socket that its peer has not acknowledged (`SIOCOUTQ`, tcp(7); for Unix sockets: not yet read).
+// JUSTIFICATION: neither nix nor rustix has this request as a safe function.
+#[expect(unsafe_code, reason = "ioctl(2) with a request no crate wraps")]
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ (the number of TIOCOUTQ, tcp(7)) writes one int to the pointer, which outlives the call.
+    let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if status < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    u32::try_from(bytes).map_err(io::Error::other)
+}
+
+/// Cookie of the network namespace the socket lives in (Linux 5.14; older kernels answer ENOPROTOOPT). Never 0.
+// JUSTIFICATION: the option is too new for nix, rustix and socket2.
+#[expect(unsafe_code, reason = "getsockopt(2) with an option no crate wraps")]
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie: u64 = 0;
+    let mut len: libc::socklen_t = 8;
+    // SAFETY: the kernel writes at most `len` = 8 bytes to the pointer; both pointers outlive the call.
+    let status = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Makes the command's process leader of its own session (no terminal signal reaches it), with no signal blocked or
+/// ignored: both would otherwise be inherited over `execve`.
+// JUSTIFICATION: std has no safe way to run code between fork and exec, and setsid has no other place to go.
+#[expect(unsafe_code, reason = "pre_exec runs between fork and exec")]
+pub fn spawn_in_own_session(command: &mut Command) {
+    // SAFETY: the closure makes system calls only, which are async-signal-safe, and allocates nothing.
+    unsafe { command.pre_exec(own_session) };
+}
+
+/// Takes the descriptors 3 to 3 + `count` that the service manager left open (sd_listen_fds(3)), close-on-exec from now
+/// on. Works once; on error none is taken.
+pub fn inherited(count: u32) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the inherited descriptors are taken already"));
+    }
+    let count = RawFd::try_from(count).ok().filter(|count| *count <= MOST_INHERITED);
+    let Some(count) = count else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {MOST_INHERITED} descriptors")));
+    };
+    let numbers = FIRST_INHERITED..FIRST_INHERITED + count;
+    numbers.clone().try_for_each(survived_exec)?;
+    numbers.map(adopt).collect()
+}
+
+/// Takes standard input for our own use, close-on-exec, and puts `/dev/null` in its place: nothing that writes or reads
+/// "standard input" later can touch the channel.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    let taken = rustix::io::fcntl_dupfd_cloexec(io::stdin(), FIRST_INHERITED)?;
+    nix::unistd::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    Ok(taken)
+}
+
+/// Readiness of a descriptor of any kind, say a pidfd. Must be called within a tokio runtime with I/O enabled.
+// JUSTIFICATION: tokio's own safe constructors are deprecated as unsound for types that lie about their descriptor.
+#[expect(unsafe_code, reason = "AsyncFd wants a promise about the descriptor")]
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open and always the same descriptor; the AsyncFd owns it and lends it out by `&` only.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// [`watch`] for a socket that is to be used as one.
+// JUSTIFICATION: as above.
+#[expect(unsafe_code, reason = "AsyncFd wants a promise about the descriptor")]
+pub(crate) fn watch_socket(socket: UnixDatagram) -> io::Result<AsyncFd<UnixDatagram>> {
+    // SAFETY: a UnixDatagram is an OwnedFd inside and has no way to exchange it.
+    Ok(unsafe { AsyncFd::register(socket) }?)
+}
+
+/// What the child does before `execve`.
+// JUSTIFICATION: called between fork and exec, where raw calls are easier to show harmless than a library.
+#[expect(unsafe_code, reason = "setsid, sigprocmask and sigaction between fork and exec")]
+fn own_session() -> io::Result<()> {
+    // SAFETY: setsid has no arguments; a child that was just forked leads no process group, so it cannot fail.
+    if unsafe { libc::setsid() } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: SIG_DFL runs no code of ours. KILL, STOP and the two of the C library answer EINVAL: not ignorable.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero sigset_t is a valid value; sigemptyset sets it anyway.
+    let mut none: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to a live local.
+    unsafe { libc::sigemptyset(&raw mut none) };
+    // SAFETY: reads the set, writes nothing back.
+    if unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A descriptor without close-on-exec came with `execve`: everything this process opens itself has the flag.
+// JUSTIFICATION: the number is not known to be open, so there is no `BorrowedFd` to give to a safe wrapper.
+#[expect(unsafe_code, reason = "fcntl on a number that may not be open")]
+fn survived_exec(number: RawFd) -> io::Result<()> {
+    // SAFETY: F_GETFD reads a flag of a number, open or not, and touches no memory of ours.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 {
+        let cause = io::Error::last_os_error();
+        return Err(io::Error::new(cause.kind(), format!("inherited descriptor {number}: {cause}")));
+    }
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number} was not inherited")));
+    }
+    Ok(())
+}
+
+// JUSTIFICATION: the protocol of the service manager passes numbers; here they become owned.
+#[expect(unsafe_code, reason = "a number becomes an OwnedFd")]
+fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: survived_exec showed that it is open and that nobody in this process opened it; `inherited` runs once.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// include/uapi/asm-generic/socket.h; libc has it under this value on every architecture Rust runs on but parisc, sparc.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+/// `SD_LISTEN_FDS_START`, sd_listen_fds(3).
+const FIRST_INHERITED: RawFd = 3;
+/// The most a service manager can be asked to pass is its own descriptor limit; this is Linux' default ceiling (nr_open).
+const MOST_INHERITED: RawFd = 1 << 20;
+/// `_NSIG`, signal(7).
+const LAST_SIGNAL: libc::c_int = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn unsent_counts_what_the_peer_has_not_taken() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        assert_eq!(unsent(ours.as_fd()).unwrap(), 0);
+        ours.write_all(&[1; 100]).unwrap();
+        // The kernel counts the memory of the buffers of a Unix socket, not only its payload.
+        assert!(unsent(ours.as_fd()).unwrap() >= 100);
+        theirs.read_exact(&mut [0; 100]).unwrap();
+        assert_eq!(unsent(ours.as_fd()).unwrap(), 0);
+    }
+
+    #[test]
+    fn unsent_of_a_blocked_connection_is_not_zero() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        while client.write(&[0; 65_536]).is_ok() {}
+        assert!(unsent(client.as_fd()).unwrap() > 0);
+    }
+
+    #[test]
+    fn unsent_of_a_file_is_an_error() {
+        assert!(unsent(tempfile::tempfile().unwrap().as_fd()).is_err());
+    }
+
+    #[test]
+    fn sockets_of_one_namespace_have_one_cookie() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        let cookie = netns_cookie(tcp.as_fd()).unwrap();
+        assert_ne!(cookie, 0);
+        assert_eq!(netns_cookie(unix.as_fd()).unwrap(), cookie);
+        assert!(netns_cookie(tempfile::tempfile().unwrap().as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_child_leads_its_own_session_with_default_signals() {
+        let mut command = Command::new("cat");
+        command.arg("/proc/self/stat").arg("/proc/self/status");
+        spawn_in_own_session(&mut command);
+        let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let stat: Vec<_> = text.lines().next().unwrap().split(' ').collect();
+        let (pid, session) = (stat[0], stat[5]);
+        assert_eq!(pid, session);
+        for mask in ["SigBlk", "SigIgn"] {
+            let line = text.lines().find(|line| line.starts_with(mask)).unwrap();
+            let signals = u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap();
+            // 32 and 33 belong to the C library, which lets nobody change them.
+            assert_eq!(signals & !(0b11 << 31), 0, "{line}");
+        }
+    }
+
+    #[test]
+    fn only_what_came_with_exec_is_inherited_and_only_once() {
+        // Opened here, so close-on-exec (or nothing is open at 3): both are no inheritance.
+        let _ours = tempfile::tempfile().unwrap();
+        assert!(survived_exec(_ours.as_raw_fd()).is_err());
+        assert!(survived_exec(RawFd::MAX).is_err());
+        assert!(inherited(u32::MAX).is_err());
+        let second = inherited(0).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
+    }
+}

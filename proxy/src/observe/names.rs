@@ -116,6 +116,11 @@ pub mod process {
     }
 }
 
+/// The backend of the text of a [`BACKEND`] name.
+pub fn last_label(text: &str) -> &str {
+    text.rsplit(SEPARATOR).next().unwrap_or(text)
+}
+
 pub fn process() -> NameSpec {
     NameSpec { kind: PROCESS, text: String::new(), counters: process::COUNTERS, gauges: 0 }
 }

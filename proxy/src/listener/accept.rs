@@ -1,0 +1,237 @@
+//! The accept loop of one socket on one thread.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Cache};
+use rustix::net::{AddressFamily, SocketFlags, acceptfrom_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::failure::AcceptFailure;
+use super::pause::Pause;
+use super::setup::Setup;
+use crate::observe::reason::Paused;
+use crate::session::{AbortOnPanic, Accepted, Book, Census, ListenerBook, NoRecord, Seat, Table, Terms, register};
+
+/// Accepts in a row before sessions have their turn.
+const BATCH: usize = 16;
+
+/// What the accept loops of a thread share.
+#[derive(Debug)]
+pub struct Floor {
+    setup: RefCell<Cache<Arc<ArcSwap<Setup>>, Arc<Setup>>>,
+    book: RefCell<Rc<Book>>,
+    census: Arc<Census>,
+    /// A session of this thread is over.
+    freed: Rc<Notify>,
+    table: Rc<Table>,
+    /// Clients that were accepted and wait for a record.
+    parked: TaskTracker,
+}
+
+/// One listening socket, as this thread polls it.
+#[derive(Debug)]
+pub struct Acceptor {
+    id: String,
+    socket: AsyncFd<OwnedFd>,
+    is_unix: bool,
+    floor: Rc<Floor>,
+    /// As of the last look: kept in case the plan drops the socket in between.
+    current: Current,
+    /// The failure that was told last.
+    told: Option<AcceptFailure>,
+}
+
+#[derive(Debug, Clone)]
+struct Current {
+    terms: Arc<Terms>,
+    listener: Rc<ListenerBook>,
+}
+
+/// Why a batch ended.
+enum Batch {
+    Full,
+    Empty,
+    Paused(Pause),
+}
+
+impl Floor {
+    pub fn new(setup: Arc<ArcSwap<Setup>>, book: Book, census: Arc<Census>) -> Self {
+        Self {
+            setup: RefCell::new(Cache::new(setup)),
+            book: RefCell::new(Rc::new(book)),
+            census,
+            freed: Rc::default(),
+            table: Rc::default(),
+            parked: TaskTracker::new(),
+        }
+    }
+
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
+    pub fn book(&self) -> Rc<Book> {
+        Rc::clone(&self.book.borrow())
+    }
+
+    /// New sessions are written into this one; those that are keep theirs.
+    pub fn turn_to(&self, book: Book) {
+        *self.book.borrow_mut() = Rc::new(book);
+    }
+
+    /// As of now: one load tells whether there is a newer setup.
+    fn current(&self, socket: &str) -> Option<Current> {
+        let mut cache = self.setup.borrow_mut();
+        let setup = cache.load();
+        let book = self.book.borrow();
+        book.turn_to(setup.version);
+        let terms = Arc::clone(setup.terms(socket)?);
+        let listener = book.listener(&terms)?;
+        Some(Current { terms, listener })
+    }
+
+    /// A client waits, accepted, until a record is free; its listener waits with it.
+    fn park(self: &Rc<Self>, mut waiting: NoRecord, current: Current) {
+        let floor = Rc::clone(self);
+        self.parked.spawn_local(async move {
+            let _guard = AbortOnPanic;
+            let pause = Pause::begin(&current.listener, Paused::SessionLimit);
+            loop {
+                sleep(pause.time()).await;
+                let NoRecord(accepted, seat) = waiting;
+                match floor.table.open(accepted, &current.terms, &floor.book(), &current.listener, seat) {
+                    Ok(()) => return,
+                    Err(still) => waiting = still,
+                }
+            }
+        });
+    }
+}
+
+impl Acceptor {
+    /// Registers this thread's duplicate of a listening socket. `None`: no listener of the plan has it.
+    pub fn new(id: String, socket: OwnedFd, floor: Rc<Floor>) -> io::Result<Option<Self>> {
+        let is_unix = rustix::net::sockopt::socket_domain(&socket)? == AddressFamily::UNIX;
+        let Some(current) = floor.current(&id) else { return Ok(None) };
+        let socket = register(socket, Interest::READABLE)?;
+        Ok(Some(Self { id, socket, is_unix, floor, current, told: None }))
+    }
+
+    /// Accepts until told to stop; then the duplicate is deregistered and closed.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let _guard = AbortOnPanic;
+        loop {
+            let readable = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                readable = self.socket.readable() => readable.map(|mut guard| guard.retain_ready()),
+            };
+            match readable.map(|()| self.batch()) {
+                Ok(Batch::Empty) => {}
+                Ok(Batch::Full) => tokio::task::yield_now().await,
+                Ok(Batch::Paused(pause)) => self.wait(&pause, &stop).await,
+                // The runtime is going away, and this task with it.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Accepts what is queued, and ends.
+    pub async fn run_out(mut self) {
+        let _guard = AbortOnPanic;
+        let never = CancellationToken::new();
+        loop {
+            match self.batch() {
+                Batch::Empty => return,
+                Batch::Full => tokio::task::yield_now().await,
+                Batch::Paused(pause) => self.wait(&pause, &never).await,
+            }
+        }
+    }
+
+    async fn wait(&self, pause: &Pause, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.floor.freed.notified(), if pause.why != Paused::Descriptors => {}
+            () = sleep(pause.time()) => {}
+        }
+    }
+
+    fn batch(&mut self) -> Batch {
+        for _ in 0..BATCH {
+            self.look();
+            let seat = match self.seat() {
+                Ok(seat) => seat,
+                Err(why) => return self.pause(why),
+            };
+            match self.accept() {
+                Ok(accepted) => {
+                    self.told = None;
+                    self.open(accepted, seat);
+                }
+                Err(AcceptFailure::Empty) => {
+                    // The kernel had none: the next makes a new event.
+                    let _ = self.socket.try_io(Interest::READABLE, |_| Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                    return Batch::Empty;
+                }
+                Err(AcceptFailure::ClientGone) => {}
+                Err(failure) => {
+                    self.tell(failure);
+                    return self.pause(Paused::Descriptors);
+                }
+            }
+        }
+        Batch::Full
+    }
+
+    fn look(&mut self) {
+        if let Some(current) = self.floor.current(&self.id) {
+            self.current = current;
+        }
+    }
+
+    fn seat(&self) -> Result<Seat, Paused> {
+        if !self.floor.parked.is_empty() {
+            return Err(Paused::SessionLimit);
+        }
+        let Current { terms, listener } = &self.current;
+        Seat::take(&self.floor.census, listener, &self.floor.freed, terms.max_sessions)
+    }
+
+    fn pause(&self, why: Paused) -> Batch {
+        Batch::Paused(Pause::begin(&self.current.listener, why))
+    }
+
+    fn accept(&self) -> Result<Accepted, AcceptFailure> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (fd, address) = acceptfrom_with(&self.socket, flags).map_err(AcceptFailure::of)?;
+        let client = address.filter(|_| !self.is_unix).and_then(|address| SocketAddr::try_from(address).ok());
+        Ok(Accepted { fd, client })
+    }
+
+    /// Looks again first: what was accepted after a change was acknowledged goes by the change.
+    fn open(&mut self, accepted: Accepted, seat: Seat) {
+        self.look();
+        let Current { terms, listener } = &self.current;
+        if let Err(waiting) = self.floor.table.open(accepted, terms, &self.floor.book(), listener, seat) {
+            self.floor.park(waiting, self.current.clone());
+        }
+    }
+
+    fn tell(&mut self, failure: AcceptFailure) {
+        if self.told.replace(failure) != Some(failure) {
+            let (socket, listener) = (self.id.as_str(), self.current.terms.listener.as_str());
+            tracing::warn!(listener, socket, "cannot accept, tried again every 100 ms: {failure}");
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! A session: one client and its backend, from accept to close, on one thread.
+//!
+//! [`Table::open`] begins it; `connect` finds its backend; `relaying` is the rest of its life, in which `relay` decides
+//! and `engine` does; `meter` counts. Whoever ends it by force does so through the [`Table`] of its thread.
+
+mod abort;
+mod book;
+pub mod clock;
+mod connect;
+mod ending;
+mod engine;
+mod meter;
+mod options;
+mod pipe;
+pub mod relay;
+mod relaying;
+mod socket;
+mod table;
+mod terms;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+pub use abort::AbortOnPanic;
+pub use book::{Book, ListenerBook};
+pub use ending::{Ending, Unsent};
+pub use socket::{Socket, register};
+pub use table::{Accepted, Measured, NoRecord, Scope, Table};
+pub use terms::{Census, Seat, Terms};
+
+use crate::config::ForcedClose;
+use crate::observe::reason::Reason;
+use crate::pool::Backend;
+use connect::Reached;
+use meter::Meter;
+use relaying::{Over, Relaying};
+
+/// Shared by the task that drives it and the table through which it can be measured and ended.
+#[derive(Debug)]
+struct Session {
+    meter: Meter,
+    terms: Arc<Terms>,
+    client: Option<SocketAddr>,
+    backend: OnceCell<Arc<Backend>>,
+    phase: RefCell<Phase>,
+    waker: RefCell<Option<Waker>>,
+    counted: Cell<bool>,
+    /// Given back when the session is over.
+    _seat: Seat,
+}
+
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every session relays; a box would only add to its memory")]
+enum Phase {
+    /// Its sockets are with its task.
+    Connecting {
+        forced: Option<Ending>,
+    },
+    Relaying(Relaying),
+    Over,
+}
+
+impl Session {
+    fn new(meter: Meter, terms: Arc<Terms>, client: Option<SocketAddr>, seat: Seat) -> Self {
+        Self {
+            meter,
+            terms,
+            client,
+            backend: OnceCell::new(),
+            phase: RefCell::new(Phase::Connecting { forced: None }),
+            waker: RefCell::new(None),
+            counted: Cell::new(false),
+            _seat: seat.occupy(),
+        }
+    }
+
+    /// The whole of it. The connect is boxed, so that its memory is gone while the session lives on.
+    async fn run(self: Rc<Self>, client: Socket, book: Rc<Book>) {
+        let reached = Box::pin(self.connect(&client, &book)).await;
+        match reached {
+            Ok(reached) => {
+                self.establish(client, reached, &book);
+                std::future::poll_fn(|cx| self.poll(cx)).await;
+            }
+            Err(reason) => {
+                client.reset();
+                drop(client);
+                self.over(reason);
+            }
+        }
+    }
+
+    /// A backend, unless the client breaks or the session is ended before there is one.
+    async fn connect(&self, client: &Socket, book: &Book) -> Result<Reached, Reason> {
+        let mut reach = pin!(connect::reach(&self.terms, book));
+        std::future::poll_fn(|cx| {
+            if let Some(ending) = self.forced(cx) {
+                self.report(ending, Unsent::default());
+                return Poll::Ready(Err(ending.reason));
+            }
+            if client.poll_broken(cx).is_ready() {
+                return Poll::Ready(Err(Reason::ClientReset));
+            }
+            reach.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    fn establish(&self, client: Socket, reached: Reached, book: &Book) {
+        if let Some(counted) = book.backend(self.terms.pool.name(), &reached.backend) {
+            self.meter.established(&reached.backend, counted, reached.took.as_secs_f64());
+        }
+        let _ = self.backend.set(reached.backend);
+        *self.phase.borrow_mut() = Phase::Relaying(Relaying::new(client, reached.socket));
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let over = {
+            let mut phase = self.phase.borrow_mut();
+            let Phase::Relaying(relaying) = &mut *phase else { return Poll::Ready(()) };
+            match relaying.poll(cx, &self.meter, &self.terms.timeouts) {
+                Poll::Ready(over) => over,
+                Poll::Pending => {
+                    self.remember(cx);
+                    return Poll::Pending;
+                }
+            }
+        };
+        self.end(over);
+        Poll::Ready(())
+    }
+
+    fn end(&self, Over { reason, how }: Over) {
+        let Phase::Relaying(relaying) = self.phase.replace(Phase::Over) else { return };
+        if how == ForcedClose::Reset {
+            let unsent = relaying.unsent();
+            self.meter.unsent(unsent.to_client, unsent.to_backend);
+        }
+        relaying.close(how);
+        self.over(reason);
+    }
+
+    /// Ends it now, or as soon as its task runs; `false`: it was over.
+    fn force(&self, ending: Ending) -> bool {
+        if let Phase::Connecting { forced } = &mut *self.phase.borrow_mut() {
+            forced.get_or_insert(ending);
+            self.wake();
+            return true;
+        }
+        let Phase::Relaying(relaying) = self.phase.replace(Phase::Over) else { return false };
+        let unsent = relaying.unsent();
+        self.report(ending, unsent);
+        relaying.close(if unsent.is_nothing() { ending.how } else { ForcedClose::Reset });
+        self.over(ending.reason);
+        self.wake();
+        true
+    }
+
+    /// Writes and logs what a forced close will lose, before it does.
+    fn report(&self, ending: Ending, unsent: Unsent) {
+        self.meter.unsent(unsent.to_client, unsent.to_backend);
+        self.meter.forced(ending.cause, unsent.total());
+        let now = clock::coarse_ms();
+        let (received, sent) = self.meter.bytes();
+        tracing::info!(
+            id = self.meter.id(),
+            listener = self.terms.listener,
+            pool = self.terms.pool.name(),
+            backend = self.backend.get().map(|backend| backend.name.as_str()),
+            client = self.client.map(tracing::field::display),
+            reason = ending.reason.word(),
+            bytes_received = received,
+            bytes_sent = sent,
+            age = meter::seconds(now.saturating_sub(self.meter.opened_ms())),
+            idle = meter::seconds(self.idle_ms(now)),
+            unsent_to_client = unsent.to_client,
+            unsent_to_backend = unsent.to_backend,
+            "session closed by force"
+        );
+    }
+
+    /// Counts the end, once.
+    fn over(&self, reason: Reason) {
+        if self.counted.replace(true) {
+            return;
+        }
+        self.meter.closed(reason);
+        let (received, sent) = self.meter.bytes();
+        let (id, listener) = (self.meter.id(), self.terms.listener.as_str());
+        tracing::debug!(id, listener, reason = reason.word(), received, sent, "session closed");
+    }
+
+    fn measure(&self) -> Option<Measured> {
+        let phase = self.phase.borrow();
+        let unsent = match &*phase {
+            Phase::Connecting { .. } => Unsent::default(),
+            Phase::Relaying(relaying) => relaying.unsent(),
+            Phase::Over => return None,
+        };
+        Some(Measured { id: self.meter.id(), idle_ms: self.idle_ms(clock::coarse_ms()), unsent })
+    }
+
+    fn idle_ms(&self, now: u64) -> u64 {
+        now.saturating_sub(self.meter.last_byte_ms().max(self.meter.opened_ms()))
+    }
+
+    fn forced(&self, cx: &Context<'_>) -> Option<Ending> {
+        self.remember(cx);
+        match &*self.phase.borrow() {
+            Phase::Connecting { forced } => *forced,
+            _ => None,
+        }
+    }
+
+    /// A task keeps its waker for life.
+    fn remember(&self, cx: &Context<'_>) {
+        self.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone());
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// A session whose thread ends before it: counted as any other, and the sockets reset as they are dropped.
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.over(Reason::InternalError);
+    }
+}

@@ -1,0 +1,119 @@
+//! What the sessions of a listener go by, and how many there may be.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+use super::book::ListenerBook;
+use crate::config::{TcpSettings, Timeouts};
+use crate::observe::names;
+use crate::observe::reason::Paused;
+use crate::pool::Pool;
+
+/// Settings of a listener, as of one version of the plan. A session keeps those it began with.
+#[derive(Debug)]
+pub struct Terms {
+    /// Unique in this process.
+    pub key: u64,
+    pub listener: String,
+    pub pool: Arc<Pool>,
+    pub max_sessions: Option<u64>,
+    pub tcp: TcpSettings,
+    pub timeouts: Timeouts,
+}
+
+/// The sessions of this process.
+#[derive(Debug)]
+pub struct Census {
+    live: AtomicUsize,
+    most: AtomicUsize,
+    emptied: Notify,
+}
+
+impl Census {
+    pub fn new(most: usize) -> Self {
+        Self { live: AtomicUsize::new(0), most: AtomicUsize::new(most), emptied: Notify::new() }
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    pub fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::SeqCst);
+    }
+
+    /// Resolves when no session is left.
+    pub async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.live() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn enter(&self) -> bool {
+        let most = self.most.load(Ordering::SeqCst);
+        let entered = self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
+        entered.is_ok()
+    }
+
+    fn leave(&self) {
+        if self.live.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.emptied.notify_waiters();
+        }
+    }
+}
+
+/// The right to one session: taken before the accept, held until the session is over.
+#[derive(Debug)]
+pub struct Seat {
+    census: Arc<Census>,
+    listener: Rc<ListenerBook>,
+    /// Tells the accept loops of this thread that there is room again.
+    freed: Rc<Notify>,
+    /// A session had it. (A seat that was only tried for must wake nobody: two loops at a limit would wake each other.)
+    was_used: bool,
+}
+
+impl Seat {
+    pub fn take(
+        census: &Arc<Census>,
+        listener: &Rc<ListenerBook>,
+        freed: &Rc<Notify>,
+        limit: Option<u64>,
+    ) -> Result<Self, Paused> {
+        if !census.enter() {
+            return Err(Paused::SessionLimit);
+        }
+        // Raised before it is compared, here as in every other thread: two that come together may both step back, but
+        // never both stay. From here on the drop takes back both.
+        listener.gauges.raise(names::listener::HELD);
+        let (census, listener, freed) = (Arc::clone(census), Rc::clone(listener), Rc::clone(freed));
+        let seat = Self { census, listener, freed, was_used: false };
+        match limit {
+            Some(limit) if seat.listener.held() > limit => Err(Paused::ListenerLimit),
+            _ => Ok(seat),
+        }
+    }
+
+    /// A session begins.
+    pub(super) fn occupy(mut self) -> Self {
+        self.was_used = true;
+        self
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.listener.gauges.lower(names::listener::HELD);
+        self.census.leave();
+        if self.was_used {
+            self.freed.notify_waiters();
+        }
+    }
+}

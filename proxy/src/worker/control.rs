@@ -1,0 +1,241 @@
+//! The worker's control thread: takes the hand-over, then follows the keeper's orders. It holds the listening sockets' life
+//! in its hands, never a session's bytes.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use handoff::HandoffError;
+use handoff::channel::{Channel, ChannelError, Peer};
+use handoff::ledger::{LedgerError, Segment};
+use handoff::successor::{Accepted, Identity, Order as Word, Reply, Successor};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::drain::DrainOrder;
+use super::plane::{Plane, PlaneError};
+use crate::config::order::{Answer, Order, Purpose, Scope};
+use crate::config::plan::Plan;
+use crate::config::{Drain, OnKeeperDeath};
+use crate::observe::log;
+use crate::observe::reason::{Cause, Reason};
+use crate::session::{self, Ending};
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error("standard input is not the keeper's channel: {0}")]
+    Channel(#[from] ChannelError),
+    #[error("{0}")]
+    Handoff(#[from] HandoffError),
+    #[error("a ledger segment is not usable: {0}")]
+    Ledger(#[from] LedgerError),
+    #[error("the plan cannot be read: {0}")]
+    Plan(#[from] serde_json::Error),
+    #[error("{0}")]
+    Plane(#[from] PlaneError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Longest wait for the keeper's words before READY; the keeper's own `ready_timeout` is usually shorter.
+const HANDOVER: Duration = Duration::from_secs(300);
+const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// Runs one generation until its last session has ended.
+pub fn run() -> Result<(), WorkerError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(work())
+}
+
+async fn work() -> Result<(), WorkerError> {
+    let _deaf = deaf_to_terminals()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let peer = Peer { pid: None, uid: nix::unistd::geteuid().as_raw() };
+    let channel = Channel::new(handoff::os::take_stdin()?, peer)?;
+    let me = Identity { version: crate::VERSION, build: crate::BUILD };
+    let accepted = Successor::accept(channel, me, Instant::now() + HANDOVER).await?;
+    let Accepted { mut successor, generation, sockets, segments, plan } = accepted;
+    let plan: Plan = serde_json::from_slice(&plan)?;
+    let _log = log::start(plan.log, plan.log_format);
+    let _ = nix::sys::prctl::set_name(&std::ffi::CString::new(format!("proxyd-{generation}")).unwrap_or_default());
+    let mut segments: Vec<Arc<Segment>> =
+        segments.into_iter().map(|fd| Segment::open(fd).map(Arc::new)).collect::<Result<_, _>>()?;
+    let on_keeper_death = plan.on_keeper_death;
+    let drain = plan.drain;
+    let mut plane = Plane::start(plan.clone(), generation, std::mem::take(&mut segments))?;
+    plane.apply(plan, sockets.into_iter().map(|(entry, fd)| (entry.id, fd)).collect()).await?;
+    successor.ready().await?;
+    let mut control = Control { successor, plane, finishing: false, arriving: Vec::new() };
+    match control.follow().await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, "the keeper is gone");
+            control.orphaned(on_keeper_death, drain, &mut terminate).await
+        }
+    }
+}
+
+/// Signals of a terminal or of an operator are for the keeper. A handler that does nothing, where ignoring would be inherited.
+fn deaf_to_terminals() -> io::Result<Vec<Signal>> {
+    [
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+        SignalKind::quit(),
+    ]
+    .into_iter()
+    .map(signal)
+    .collect()
+}
+
+struct Control {
+    successor: Successor,
+    plane: Plane,
+    /// Ordered to exit when no session is left.
+    finishing: bool,
+    /// Handed over, and named by a plan that is still to come.
+    arriving: Vec<(String, OwnedFd)>,
+}
+
+impl Control {
+    /// Follows orders until the work is done (`Ok`) or the keeper is gone.
+    async fn follow(&mut self) -> Result<(), HandoffError> {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                word = self.successor.next() => self.heed(word?).await?,
+                _ = heartbeat.tick() => {
+                    let sessions = self.plane.sessions() as u64;
+                    self.successor.send(Reply::Heartbeat { sessions }).await?;
+                }
+                () = self.plane.emptied(), if self.finishing => return Ok(()),
+            }
+        }
+    }
+
+    async fn heed(&mut self, word: Word) -> Result<(), HandoffError> {
+        match word {
+            Word::Commit => match self.plane.poll().await {
+                Ok(first_poll_ns) => self.successor.send(Reply::Polling { first_poll_ns }).await,
+                Err(error) => {
+                    hung(&error);
+                    Ok(())
+                }
+            },
+            Word::Stop => match self.plane.stop().await {
+                Ok(last_poll_ns) => self.successor.send(Reply::Stopped { last_poll_ns }).await,
+                Err(error) => {
+                    hung(&error);
+                    Ok(())
+                }
+            },
+            Word::Order { id, body } => {
+                let answer = self.carry_out(&body).await;
+                let body = serde_json::to_vec(&answer).unwrap_or_default();
+                self.successor.send(Reply::Answer { id, body: &body }).await
+            }
+            Word::Sockets(sockets) => {
+                self.arriving.extend(sockets.into_iter().map(|(entry, fd)| (entry.id, fd)));
+                Ok(())
+            }
+            Word::Segment { fd, .. } => {
+                if let Err(error) = self.grow(fd).await {
+                    tracing::error!(%error, "a new ledger segment is not usable");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn grow(&mut self, segment: OwnedFd) -> Result<(), WorkerError> {
+        Ok(self.plane.add_segment(Arc::new(Segment::open(segment)?)).await?)
+    }
+
+    async fn carry_out(&mut self, body: &[u8]) -> Answer {
+        let order: Order = match serde_json::from_slice(body) {
+            Ok(order) => order,
+            Err(error) => return Answer::Refused { why: format!("the order cannot be read: {error}") },
+        };
+        match order {
+            Order::Apply { plan } => match self.plane.apply(*plan, std::mem::take(&mut self.arriving)).await {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Refused { why: error.to_string() },
+            },
+            Order::Close { ids, purpose, how } => {
+                let (reason, cause) = words(purpose);
+                Answer::Closed { sessions: self.plane.close(ids, Ending { reason, cause, how }).await }
+            }
+            Order::Drain { scope, purpose, timeout, spread, how } => {
+                let (reason, cause) = words(purpose);
+                let scope = drain_scope(scope);
+                self.plane.drain(DrainOrder { scope, timeout, spread, close: how, reason, cause }).await;
+                Answer::Done
+            }
+            Order::AcceptQueue { limit } => match self.plane.accept_queue(limit).await {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Refused { why: error.to_string() },
+            },
+            Order::Finish => {
+                self.plane.close_listeners();
+                self.finishing = true;
+                Answer::Done
+            }
+        }
+    }
+
+    /// Without a keeper: serve on until TERM, or end.
+    async fn orphaned(
+        &mut self,
+        on_keeper_death: OnKeeperDeath,
+        drain: Drain,
+        terminate: &mut Signal,
+    ) -> Result<(), WorkerError> {
+        if on_keeper_death == OnKeeperDeath::Exit {
+            return Ok(());
+        }
+        if !self.finishing {
+            tracing::warn!("serving on without a keeper; TERM drains");
+            terminate.recv().await;
+            let (reason, cause) = words(Purpose::Shutdown);
+            self.plane.stop().await?;
+            self.plane.close_listeners();
+            let order = DrainOrder {
+                scope: session::Scope::All,
+                timeout: drain.timeout,
+                spread: drain.spread,
+                close: drain.close,
+                reason,
+                cause,
+            };
+            self.plane.drain(order).await;
+        }
+        self.plane.emptied().await;
+        Ok(())
+    }
+}
+
+/// A data thread that does not answer cannot be mended from here: the keeper gets no answer and decides.
+fn hung(error: &PlaneError) {
+    tracing::error!(%error, "a data thread does not answer");
+}
+
+fn words(purpose: Purpose) -> (Reason, Cause) {
+    match purpose {
+        Purpose::Upgrade | Purpose::ListenerRemoved => (Reason::DrainForced, Cause::Drain),
+        Purpose::Generations => (Reason::DrainForced, Cause::Generations),
+        Purpose::Shutdown => (Reason::ShutdownForced, Cause::Shutdown),
+        Purpose::Admin => (Reason::AdminKilled, Cause::Admin),
+        Purpose::BackendRemoved => (Reason::BackendRemoved, Cause::Drain),
+    }
+}
+
+fn drain_scope(scope: Scope) -> session::Scope {
+    match scope {
+        Scope::All => session::Scope::All,
+        Scope::Listener { name } => session::Scope::Listener(name),
+        Scope::Backend { pool, name } => session::Scope::Backend { pool, name },
+    }
+}

@@ -1,0 +1,174 @@
+//! A data thread: a current-thread runtime that owns its sessions from accept to close, and obeys the control thread.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use handoff::ledger::{LedgerError, Segment};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::order::{ANSWER, Line, Order, Which};
+use super::plane::PlaneError;
+use crate::listener::{Acceptor, Floor, Setup};
+use crate::session::{AbortOnPanic, Book, Census, Measured, clock};
+
+/// What a thread begins with.
+#[derive(Debug, Clone)]
+pub(super) struct Start {
+    pub(super) thread: u16,
+    pub(super) generation: u32,
+    pub(super) segments: Vec<Arc<Segment>>,
+    pub(super) setup: Arc<ArcSwap<Setup>>,
+    pub(super) census: Arc<Census>,
+    /// Ends the thread.
+    pub(super) end: CancellationToken,
+}
+
+/// Starts a data thread, and waits until it is ready for orders.
+pub(super) fn spawn(start: Start) -> Result<(Line, JoinHandle<()>), PlaneError> {
+    let thread = start.thread;
+    let (line, orders) = Line::new(usize::from(thread));
+    let (ready, is_ready) = sync_channel(1);
+    let run = move || {
+        let guard = AbortOnPanic;
+        run(start, orders, &ready);
+        drop(guard);
+    };
+    let failed = |source| PlaneError::Start { thread, source };
+    let handle = std::thread::Builder::new().name(format!("data-{thread}")).spawn(run).map_err(failed)?;
+    let silent = |_| failed(io::ErrorKind::TimedOut.into());
+    is_ready.recv_timeout(ANSWER).map_err(silent)??;
+    Ok((line, handle))
+}
+
+fn run(start: Start, orders: mpsc::Receiver<Order>, ready: &SyncSender<Result<(), PlaneError>>) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(source) => {
+            let _ = ready.send(Err(PlaneError::Start { thread: start.thread, source }));
+            return;
+        }
+    };
+    let end = start.end.clone();
+    runtime.block_on(async {
+        match DataThread::new(start) {
+            Ok(thread) => {
+                let _ = ready.send(Ok(()));
+                end.run_until_cancelled(thread.obey_all(orders)).await;
+            }
+            Err(e) => {
+                let _ = ready.send(Err(e));
+            }
+        }
+    });
+}
+
+#[derive(Debug)]
+struct DataThread {
+    number: u16,
+    generation: u32,
+    floor: Rc<Floor>,
+    acceptors: HashMap<String, Accepting>,
+    /// Queues that are being emptied.
+    run_outs: TaskTracker,
+}
+
+/// An accept loop, and how to stop it.
+#[derive(Debug)]
+struct Accepting {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl DataThread {
+    fn new(start: Start) -> Result<Self, PlaneError> {
+        let Start { thread, generation, segments, setup, census, .. } = start;
+        let book = Book::lease(segments, generation, thread)?.ok_or(PlaneError::NoSegment)?;
+        let floor = Rc::new(Floor::new(setup, book, census));
+        Ok(Self { number: thread, generation, floor, acceptors: HashMap::new(), run_outs: TaskTracker::new() })
+    }
+
+    async fn obey_all(mut self, mut orders: mpsc::Receiver<Order>) {
+        while let Some(order) = orders.recv().await {
+            self.obey(order).await;
+        }
+    }
+
+    /// Who asked may have given up: an answer that nobody takes is no matter.
+    async fn obey(&mut self, order: Order) {
+        let table = self.floor.table();
+        match order {
+            Order::Poll { sockets, answer } => drop(answer.send(self.poll(sockets))),
+            Order::Stop { only, answer } => {
+                self.stop(only).await;
+                let _ = answer.send(clock::exact_ns());
+            }
+            Order::RunOut { sockets, until, answer } => self.run_out(sockets, until, answer),
+            Order::Segments { segments, answer } => drop(answer.send(self.turn_to(segments))),
+            Order::Measure { which, answer } => drop(answer.send(self.measure(&which))),
+            Order::Close { ids, ending, answer } => drop(answer.send(table.close(&ids, ending))),
+        }
+    }
+
+    fn poll(&mut self, sockets: Vec<(String, OwnedFd)>) -> Result<u64, (String, io::Error)> {
+        let first = clock::exact_ns();
+        for (id, socket) in sockets {
+            let acceptor = Acceptor::new(id.clone(), socket, Rc::clone(&self.floor)).map_err(|e| (id.clone(), e))?;
+            let Some(acceptor) = acceptor else { continue };
+            let stop = CancellationToken::new();
+            let task = tokio::task::spawn_local(acceptor.run(stop.clone()));
+            self.acceptors.insert(id, Accepting { stop, task });
+        }
+        Ok(first)
+    }
+
+    async fn stop(&mut self, only: Option<Vec<String>>) {
+        let ids = only.unwrap_or_else(|| self.acceptors.keys().cloned().collect());
+        let stopped: Vec<_> = ids.iter().filter_map(|id| self.acceptors.remove(id)).collect();
+        stopped.iter().for_each(|accepting| accepting.stop.cancel());
+        for accepting in stopped {
+            let _ = accepting.task.await;
+        }
+    }
+
+    fn run_out(&self, sockets: Vec<(String, OwnedFd)>, until: Instant, answer: oneshot::Sender<()>) {
+        let floor = Rc::clone(&self.floor);
+        self.run_outs.spawn_local(async move {
+            for (id, socket) in sockets {
+                match Acceptor::new(id.clone(), socket, Rc::clone(&floor)) {
+                    Ok(Some(acceptor)) => {
+                        if tokio::time::timeout_at(until, acceptor.run_out()).await.is_err() {
+                            tracing::warn!(socket = id, "connections were still queued when their time was over");
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(e) => tracing::warn!(socket = id, "cannot accept what is queued: {e}"),
+                }
+            }
+            let _ = answer.send(());
+        });
+    }
+
+    fn turn_to(&self, segments: Vec<Arc<Segment>>) -> Result<(), LedgerError> {
+        if let Some(book) = Book::lease(segments, self.generation, self.number)? {
+            self.floor.turn_to(book);
+        }
+        Ok(())
+    }
+
+    fn measure(&self, which: &Which) -> Vec<Measured> {
+        match which {
+            Which::Scope(scope) => self.floor.table().measure_scope(scope),
+            Which::These(ids) => self.floor.table().measure(ids),
+        }
+    }
+}

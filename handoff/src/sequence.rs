@@ -1,7 +1,7 @@
 //! The order of words: both roles as pure state machines. A word that is out of turn changes nothing. No socket, no clock.
 //!
 //! Both ends run the same conversation; what one sends the other receives, and no two words that may cross depend on each
-//! other. So there is one [`State`], moved by words that go down (predecessor to successor) and up, and two roles that say
+//! other. So there is one `State`, moved by words that go down (predecessor to successor) and up, and two roles that say
 //! which is which and what is due next.
 
 use crate::message::{Message, Offered};

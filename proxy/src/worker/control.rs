@@ -53,7 +53,7 @@ async fn work() -> Result<(), WorkerError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let peer = Peer { pid: None, uid: nix::unistd::geteuid().as_raw() };
     let channel = Channel::new(handoff::os::take_stdin()?, peer)?;
-    let me = Identity { version: crate::VERSION, build: crate::BUILD };
+    let me = Identity { version: crate::version::VERSION, build: crate::version::BUILD };
     let accepted = Successor::accept(channel, me, Instant::now() + HANDOVER).await?;
     let Accepted { mut successor, generation, sockets, segments, plan } = accepted;
     let plan: Plan = serde_json::from_slice(&plan)?;

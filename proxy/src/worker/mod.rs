@@ -1,4 +1,4 @@
-//! A worker: the data plane of one generation. [`control`] follows the keeper, [`plane`] holds the data threads.
+//! A worker: the data plane of one generation. `control` follows the keeper, `plane` holds the data threads.
 
 mod control;
 mod drain;

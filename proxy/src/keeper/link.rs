@@ -1,0 +1,193 @@
+//! The keeper's line to one worker: requests with answers, each with a deadline. One task owns the channel; its end is
+//! the end of the line, and of nothing else.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use handoff::HandoffError;
+use handoff::manifest::{Entry, batches};
+use handoff::predecessor::{Down, Predecessor, Up};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::config::order::{Answer, Order};
+
+/// Clonable; when the last one is dropped, the channel closes.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    requests: mpsc::Sender<Request>,
+    /// Ends the task with the last link.
+    _line: Rc<AbortOnDropHandle<()>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("the worker is gone")]
+    Gone,
+    #[error("the worker did not answer {what} within {} s", .after.as_secs())]
+    Deadline { what: &'static str, after: Duration },
+    #[error("the worker refused {what}: {why}")]
+    Refused { what: &'static str, why: String },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+#[derive(Debug)]
+enum Request {
+    Commit(oneshot::Sender<u64>),
+    Stop(oneshot::Sender<u64>),
+    Order(Vec<u8>, oneshot::Sender<Vec<u8>>),
+    Sockets(Vec<(Entry, OwnedFd)>, oneshot::Sender<()>),
+    Segment(u32, OwnedFd, oneshot::Sender<()>),
+}
+
+/// Longest wait for an answer. A worker's control thread only talks to its data threads, which do not block.
+const ANSWER: Duration = Duration::from_secs(5);
+const QUEUE: usize = 64;
+
+impl Link {
+    /// Takes over a channel after READY. The task ends with the channel, or when every `Link` is gone.
+    pub(super) fn start(predecessor: Predecessor) -> Self {
+        let (requests, inbox) = mpsc::channel(QUEUE);
+        let task = tokio::task::spawn_local(async move {
+            if let Err(error) = (Line { predecessor, open: Open::default(), inbox }).run().await {
+                tracing::debug!(%error, "worker channel closed");
+            }
+        });
+        Self { requests, _line: Rc::new(AbortOnDropHandle::new(task)) }
+    }
+
+    /// The worker polls its listeners. Returns the moment of its first poll, CLOCK_MONOTONIC nanoseconds.
+    pub(super) async fn commit(&self) -> Result<u64, LinkError> {
+        self.ask("commit", Request::Commit).await
+    }
+
+    /// The worker polls no more, and closes nothing. Returns the moment of its last poll.
+    pub(super) async fn stop(&self) -> Result<u64, LinkError> {
+        self.ask("stop", Request::Stop).await
+    }
+
+    pub(super) async fn order(&self, what: &'static str, order: &Order) -> Result<Answer, LinkError> {
+        let body = serde_json::to_vec(order).map_err(io::Error::other)?;
+        let answer = self.ask(what, |reply| Request::Order(body, reply)).await?;
+        match serde_json::from_slice(&answer).map_err(io::Error::other)? {
+            Answer::Refused { why } => Err(LinkError::Refused { what, why }),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Hands more listening sockets to a serving worker.
+    pub(super) async fn sockets(&self, mut sockets: Vec<(Entry, OwnedFd)>) -> Result<(), LinkError> {
+        let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
+        let sizes: Vec<usize> = batches(&borrowed).map(<[_]>::len).collect();
+        for size in sizes {
+            let rest = sockets.split_off(size);
+            self.ask("new listeners", |reply| Request::Sockets(sockets, reply)).await?;
+            sockets = rest;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn segment(&self, index: u32, fd: OwnedFd) -> Result<(), LinkError> {
+        self.ask("a ledger segment", |reply| Request::Segment(index, fd, reply)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        what: &'static str,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, LinkError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.requests.send(request(reply)).await.map_err(|_| LinkError::Gone)?;
+            answer.await.map_err(|_| LinkError::Gone)
+        };
+        timeout(ANSWER, asked).await.map_err(|_| LinkError::Deadline { what, after: ANSWER })?
+    }
+}
+
+/// Who waits for what.
+#[derive(Default)]
+struct Open {
+    next_order: u64,
+    orders: HashMap<u64, oneshot::Sender<Vec<u8>>>,
+    sockets: Option<oneshot::Sender<()>>,
+    polling: Option<oneshot::Sender<u64>>,
+    stopped: Option<oneshot::Sender<u64>>,
+}
+
+struct Line {
+    predecessor: Predecessor,
+    open: Open,
+    inbox: mpsc::Receiver<Request>,
+}
+
+impl Line {
+    async fn run(mut self) -> Result<(), HandoffError> {
+        loop {
+            tokio::select! {
+                request = self.inbox.recv() => match request {
+                    Some(request) => self.send(request).await?,
+                    None => return Ok(()),
+                },
+                up = self.predecessor.next() => self.open.answered(up?),
+            }
+        }
+    }
+
+    /// A request the protocol does not allow now is dropped, which its caller sees as `Gone`; the line lives on.
+    async fn send(&mut self, request: Request) -> Result<(), HandoffError> {
+        let sent = match request {
+            Request::Commit(reply) => {
+                self.open.polling = Some(reply);
+                self.predecessor.send(Down::Commit).await
+            }
+            Request::Stop(reply) => {
+                self.open.stopped = Some(reply);
+                self.predecessor.send(Down::Stop).await
+            }
+            Request::Order(body, reply) => {
+                self.open.next_order += 1;
+                let id = self.open.next_order;
+                self.open.orders.insert(id, reply);
+                self.predecessor.send(Down::Order { id, body: &body }).await
+            }
+            Request::Sockets(sockets, reply) => {
+                self.open.sockets = Some(reply);
+                let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
+                self.predecessor.send(Down::Sockets(&borrowed)).await
+            }
+            Request::Segment(index, fd, reply) => {
+                let sent = self.predecessor.send(Down::Segment { index, fd: fd.as_fd() }).await;
+                if sent.is_ok() {
+                    let _ = reply.send(());
+                }
+                sent
+            }
+        };
+        match sent {
+            Err(error @ HandoffError::OutOfTurn { .. }) => {
+                tracing::warn!(%error, "request to a worker out of turn");
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+}
+
+impl Open {
+    fn answered(&mut self, up: Up) {
+        // A caller that no longer waits has said so to its operator already.
+        match up {
+            Up::Polling { first_poll_ns } => drop(self.polling.take().map(|reply| reply.send(first_poll_ns))),
+            Up::Stopped { last_poll_ns } => drop(self.stopped.take().map(|reply| reply.send(last_poll_ns))),
+            Up::Answer { id, body } => drop(self.orders.remove(&id).map(|reply| reply.send(body))),
+            Up::SocketsTaken { .. } => drop(self.sockets.take().map(|reply| reply.send(()))),
+            Up::Heartbeat { .. } | Up::Notice { .. } => {}
+        }
+    }
+}

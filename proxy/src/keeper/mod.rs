@@ -1,0 +1,46 @@
+//! The keeper: one process for the life of the service. It holds the listening sockets, the ledger and the state of the
+//! pools; starts, watches and replaces generations of workers; answers the operator. It never touches a byte of a session.
+//!
+//! One loop owns everything (`owner`); whatever takes time runs as a task of its own and comes back as an
+//! `event::Event`.
+
+use std::path::PathBuf;
+
+mod backoff;
+mod commands;
+mod door;
+mod event;
+mod generation;
+mod link;
+mod next;
+mod owner;
+mod pinned;
+mod pools;
+mod preflight;
+mod reaper;
+mod reload;
+mod restart;
+mod run;
+mod shutdown;
+mod sockets;
+mod spawn;
+mod state_dir;
+mod surroundings;
+mod upgrade;
+
+pub use next::{Loaded, load};
+pub use preflight::answer as answer_preflight;
+pub use run::{RunError, run};
+pub use surroundings::{inherited_sockets, raise_descriptor_limit, started_from};
+
+/// How a keeper is started.
+#[derive(Debug)]
+pub struct Start {
+    pub loaded: Loaded,
+    /// The path this program was started from, absolute, as text: what an upgrade without a path takes.
+    pub binary: PathBuf,
+    /// Listening sockets from a service manager.
+    pub inherited: Vec<std::os::fd::OwnedFd>,
+    /// Lines for a person, printed once it serves.
+    pub greeting: Option<String>,
+}

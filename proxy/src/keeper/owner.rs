@@ -1,0 +1,308 @@
+//! The owner loop: everything that changes the state of the process passes here, one event after the other.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use admin::view::{ConfigView, UpgradeView};
+use arc_swap::ArcSwap;
+use handoff::ledger::{Ledger, LedgerError, Writer};
+use rustix::process::Signal;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::backoff::Backoff;
+use super::event::{Caller, Event};
+use super::generation::{Generation, State};
+use super::next::Loaded;
+use super::pinned::Pinned;
+use super::pools::Pools;
+use super::reaper::Reaper;
+use super::restart::Restart;
+use super::run::{RunError, SharedScene};
+use super::sockets::Sockets;
+use super::upgrade::Upgrade;
+use crate::config::Config;
+use crate::observe::scene::{GenerationScene, ListenerScene, Scene, Standing};
+use crate::observe::tally::Tally;
+
+/// What a keeper is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub loaded: Loaded,
+    pub pinned: Rc<Pinned>,
+    pub pools: Pools,
+    pub sockets: Sockets,
+    pub ledger: Ledger,
+    pub tally: Tally,
+    pub events: mpsc::Sender<Event>,
+    pub reaper: Reaper,
+    pub started: Instant,
+    pub greeting: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Keeper {
+    /// The configuration in force.
+    pub loaded: Loaded,
+    pub config_version: u64,
+    pub pools: Pools,
+    pub sockets: Sockets,
+    pub ledger: Ledger,
+    /// The keeper's own block: it counts what dead workers could not.
+    pub writer: Writer,
+    pub tally: Tally,
+    /// Every generation with a live process.
+    pub generations: BTreeMap<u32, Generation>,
+    pub last_generation: u32,
+    pub serving: Option<u32>,
+    /// What a crashed worker is restarted from.
+    pub pinned: Rc<Pinned>,
+    pub upgrade: Option<Upgrade>,
+    pub last_upgrade: u64,
+    pub backoff: Backoff,
+    pub restart: Restart,
+    pub standing: Standing,
+    pub events: mpsc::Sender<Event>,
+    pub reaper: Reaper,
+    /// What runs beside the loop; ends with the keeper.
+    pub tasks: JoinSet<()>,
+    /// Set when the loop is to end.
+    pub ended: Option<Result<(), RunError>>,
+    pub greeting: Option<String>,
+    started: Instant,
+    scene: SharedScene,
+}
+
+impl Keeper {
+    /// # Errors
+    /// The ledger has no block for the keeper.
+    pub(super) fn new(parts: Parts) -> Result<Self, LedgerError> {
+        let Parts { loaded, pinned, pools, sockets, mut ledger, tally, events, reaper, started, greeting } = parts;
+        ledger.ensure(&pools.names(&loaded.config), 1, 0)?;
+        let writer = lease(&ledger)?;
+        let scene = Scene {
+            version: crate::version::VERSION,
+            started,
+            standing: Standing::Starting,
+            generations: Vec::new(),
+            listeners: Vec::new(),
+            pools: Vec::new(),
+            config: ConfigView::default(),
+            upgrade: None,
+            segments: Vec::new(),
+        };
+        let keeper = Self {
+            loaded,
+            config_version: 1,
+            pools,
+            sockets,
+            ledger,
+            writer,
+            tally,
+            generations: BTreeMap::new(),
+            last_generation: 0,
+            serving: None,
+            pinned,
+            upgrade: None,
+            last_upgrade: 0,
+            backoff: Backoff::default(),
+            restart: Restart::default(),
+            standing: Standing::Starting,
+            events,
+            reaper,
+            tasks: JoinSet::new(),
+            ended: None,
+            greeting,
+            started,
+            scene: Arc::new(ArcSwap::from_pointee(scene)),
+        };
+        keeper.publish();
+        Ok(keeper)
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.loaded.config
+    }
+
+    pub(super) fn scene(&self) -> SharedScene {
+        self.scene.clone()
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> Result<(), RunError> {
+        self.start_worker();
+        loop {
+            let Some(event) = inbox.recv().await else { return Ok(()) };
+            self.handle(event).await;
+            self.publish();
+            while self.tasks.try_join_next().is_some() {}
+            if let Some(ended) = self.ended.take() {
+                self.end();
+                return ended;
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        match event {
+            Event::Command(command, caller) => self.command(command, caller).await,
+            Event::Hangup => self.reload_by_signal().await,
+            Event::UpgradeSignal => self.start_upgrade(admin::command::Upgrade::default(), None),
+            Event::Terminate => self.terminate().await,
+            Event::Preflighted { upgrade, found } => self.preflighted(upgrade, found).await,
+            Event::Step { upgrade, step } => self.upgrade_step(upgrade, step),
+            Event::Upgraded { upgrade, spawned } => self.spawned_for_upgrade(upgrade, spawned).await,
+            Event::Restart => self.start_worker(),
+            Event::Restarted { attempt, spawned } => self.restarted(attempt, spawned).await,
+            Event::Exited { generation, exit } => self.exited(generation, exit).await,
+            Event::StopAccepting => self.stop_accepting().await,
+            Event::Tick => self.tick().await,
+        }
+    }
+
+    /// Looks after what no event tells of: generations past their deadline, and a ledger that fills up.
+    async fn tick(&mut self) {
+        for generation in self.generations.values() {
+            if generation.deadline.is_some_and(|deadline| deadline.overdue()) {
+                tracing::warn!(
+                    generation = generation.id,
+                    pid = generation.process.pid,
+                    "did not end at its drain deadline; killed"
+                );
+                generation.process.kill(Signal::KILL);
+            }
+        }
+        let spare = u32::try_from(self.config().runtime.max_sessions / 8).unwrap_or(u32::MAX).max(16);
+        if let Err(error) = self.ensure_ledger(0, spare).await {
+            tracing::warn!(%error, "the ledger cannot grow; new sessions wait when it is full");
+        }
+    }
+
+    /// Makes room in the ledger for what is named now, and gives a new segment to the worker that serves.
+    pub(super) async fn ensure_ledger(&mut self, blocks: u32, records: u32) -> Result<(), LedgerError> {
+        let names = self.pools.names(self.config());
+        self.ensure_names(&names, blocks, records).await
+    }
+
+    pub(super) async fn ensure_names(
+        &mut self,
+        names: &[handoff::ledger::NameSpec],
+        blocks: u32,
+        records: u32,
+    ) -> Result<(), LedgerError> {
+        if !self.ledger.ensure(names, blocks, records)? {
+            return Ok(());
+        }
+        self.writer = lease(&self.ledger)?;
+        let Some(last) = self.ledger.segments().last() else { return Ok(()) };
+        let index = last.index();
+        let Some(fd) = self.ledger.descriptor(index).and_then(|fd| fd.try_clone_to_owned().ok()) else { return Ok(()) };
+        if let Some(link) = self.serving_generation().map(|generation| generation.link.clone())
+            && let Err(error) = link.segment(index, fd).await
+        {
+            tracing::warn!(%error, "the worker did not take a new ledger segment");
+        }
+        Ok(())
+    }
+
+    pub(super) fn segment_descriptors(&self) -> std::io::Result<Vec<OwnedFd>> {
+        let all = self.ledger.segments().iter();
+        all.filter_map(|segment| self.ledger.descriptor(segment.index())).map(|fd| fd.try_clone_to_owned()).collect()
+    }
+
+    pub(super) fn serving_generation(&self) -> Option<&Generation> {
+        self.serving.and_then(|id| self.generations.get(&id))
+    }
+
+    /// Says a line to whoever waits for it. A caller that does not read loses it; nothing waits.
+    pub(super) fn tell(caller: &Caller, line: admin::command::Line) {
+        if let Some(lines) = caller {
+            let _ = lines.try_send(line);
+        }
+    }
+
+    /// Sends an event back into the loop when a future ends.
+    pub(super) fn later(&mut self, event: impl Future<Output = Event> + 'static) -> tokio::task::AbortHandle {
+        let events = self.events.clone();
+        self.tasks.spawn_local(async move {
+            let event = event.await;
+            let _ = events.send(event).await;
+        })
+    }
+
+    fn end(&mut self) {
+        for generation in self.generations.values() {
+            generation.process.kill(Signal::KILL);
+        }
+        self.sockets.close_all();
+    }
+
+    fn publish(&self) {
+        self.scene.store(Arc::new(Scene {
+            version: crate::version::VERSION,
+            started: self.started,
+            standing: self.standing,
+            generations: self.generation_scenes(),
+            listeners: self.listener_scenes(),
+            pools: self.pools.all().cloned().collect(),
+            config: ConfigView {
+                path: self.loaded.path.display().to_string(),
+                version: self.config_version,
+                sha256: self.loaded.sha256.clone(),
+            },
+            upgrade: self.upgrade.as_ref().map(|upgrade| UpgradeView {
+                id: upgrade.id,
+                step: upgrade.step.into(),
+                from: upgrade.from,
+                to: upgrade.to,
+            }),
+            segments: self.ledger.segments().to_vec(),
+        }));
+    }
+
+    fn generation_scenes(&self) -> Vec<GenerationScene> {
+        let scene = |generation: &Generation| GenerationScene {
+            id: generation.id,
+            pid: generation.process.pid,
+            version: generation.version.clone(),
+            state: generation.state.to_string(),
+            drained: generation.deadline.map(|deadline| deadline.drained.into_std()),
+        };
+        self.generations.values().map(scene).collect()
+    }
+
+    fn listener_scenes(&self) -> Vec<ListenerScene> {
+        let listeners = self.config().listeners.iter();
+        listeners
+            .map(|(name, listener)| ListenerScene {
+                name: name.clone(),
+                bind: listener.bind.iter().map(ToString::to_string).collect(),
+                pool: self.pools.route(name).unwrap_or(&listener.pool).into(),
+            })
+            .collect()
+    }
+
+    /// Sessions a generation has now.
+    pub(super) fn sessions_of(&self, generation: u32) -> u64 {
+        let live = handoff::ledger::sessions(self.ledger.segments());
+        live.iter().filter(|session| session.generation == generation).count() as u64
+    }
+
+    /// "generation 3 still serving 120 sessions": what is true after something failed.
+    pub(super) fn still_serving(&self) -> String {
+        match self.serving_generation() {
+            Some(Generation { id, state: State::Serving, .. }) => {
+                format!("generation {id} still serving {} sessions", self.sessions_of(*id))
+            }
+            _ => "no generation is serving; connections wait in the backlog".into(),
+        }
+    }
+}
+
+/// The keeper is generation 0 in the ledger.
+fn lease(ledger: &Ledger) -> Result<Writer, LedgerError> {
+    let last = ledger.segments().last().expect("a ledger has a segment from its creation on");
+    Writer::lease(last.clone(), 0, 0)
+}

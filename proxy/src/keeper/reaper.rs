@@ -1,0 +1,118 @@
+//! The one owner of dead children: `waitid` on SIGCHLD, each status told to whoever waits for it. As PID 1 of a container
+//! it also collects orphans that are none of ours.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reaper {
+    waiting: Rc<RefCell<HashMap<i32, oneshot::Sender<Exit>>>>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Status(i32),
+    Signal(i32),
+}
+
+impl Exit {
+    /// Label of `worker_restarts_total`.
+    pub fn cause(self) -> &'static str {
+        match self {
+            Self::Status(_) => "exit",
+            Self::Signal(_) => "signal",
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "exited with status {status}"),
+            Self::Signal(number) => {
+                let name = nix::sys::signal::Signal::try_from(*number).map_or("unknown", |signal| signal.as_str());
+                write!(f, "died of signal {number} ({name})")
+            }
+        }
+    }
+}
+
+/// A child that is still to be reaped.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub process: Process,
+    exit: oneshot::Receiver<Exit>,
+}
+
+/// A process, held by a pidfd so that a signal never reaches another one that got its pid.
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub pid: u32,
+    pidfd: Rc<OwnedFd>,
+}
+
+impl Process {
+    pub(super) fn kill(&self, signal: Signal) {
+        // It may be dead already, which is what was wanted.
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+}
+
+impl Child {
+    /// Waits for the end. Cancel-safe.
+    pub(super) async fn exited(&mut self) -> Exit {
+        // The sender goes away only together with the reaper, at the end of the process.
+        (&mut self.exit).await.unwrap_or(Exit::Status(0))
+    }
+}
+
+impl Reaper {
+    /// Takes over a child that was just started. Call before anything is awaited: until then nobody else reaps it.
+    ///
+    /// # Errors
+    /// No descriptor for a pidfd: the child is killed and will be reaped.
+    pub(super) fn adopt(&self, child: &std::process::Child) -> io::Result<Child> {
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        let (sender, exit) = oneshot::channel();
+        self.waiting.borrow_mut().insert(pid, sender);
+        let known = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("pid 0"))?;
+        let pidfd = pidfd_open(known, PidfdFlags::empty()).inspect_err(|_| {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        })?;
+        Ok(Child { process: Process { pid: child.id(), pidfd: Rc::new(pidfd) }, exit })
+    }
+
+    /// Runs for the life of the keeper.
+    pub(super) async fn run(self) -> io::Result<()> {
+        let mut deaths = signal(SignalKind::child())?;
+        loop {
+            self.collect();
+            deaths.recv().await;
+        }
+    }
+
+    fn collect(&self) {
+        while let Ok(status) = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+            let (pid, exit) = match status {
+                WaitStatus::Exited(pid, status) => (pid, Exit::Status(status)),
+                WaitStatus::Signaled(pid, signal, _) => (pid, Exit::Signal(signal as i32)),
+                WaitStatus::StillAlive => return,
+                _ => continue,
+            };
+            if let Some(waiter) = self.waiting.borrow_mut().remove(&pid.as_raw()) {
+                let _ = waiter.send(exit);
+            }
+        }
+    }
+}

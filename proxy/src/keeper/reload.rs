@@ -1,0 +1,178 @@
+//! Hot changes: a new file, or a change of the pools. Prepared on a copy, acknowledged by the worker, then in force. A change
+//! that is refused anywhere has changed nothing.
+
+use admin::command::{Changed, Failure, Line, Reply};
+use rustix::process::Signal;
+
+use super::event::Caller;
+use super::link::LinkError;
+use super::next::{self, Loaded};
+use super::owner::Keeper;
+use super::pools::{Pools, Retired};
+use super::restart::plan_of;
+use super::upgrade::listed;
+use crate::config::order::{Order, Purpose, Scope};
+use crate::config::plan::BackendAdmin;
+use crate::config::{Change, Config};
+use crate::observe::scene::Standing;
+
+impl Keeper {
+    pub(super) async fn reload(&mut self) -> Result<Changed, Failure> {
+        let done = self.try_reload().await;
+        let result = if done.is_ok() { "applied" } else { "refused" };
+        self.tally.reloads.with_label_values(&[result]).inc();
+        done
+    }
+
+    pub(super) async fn reload_by_signal(&mut self) {
+        match self.reload().await {
+            Ok(changed) => tracing::info!("{}", changed.summary),
+            Err(failure) => tracing::error!("reload refused: {failure}"),
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<Changed, Failure> {
+        self.may_change()?;
+        let version = self.config_version;
+        let keep = |why: String| {
+            Failure::failed(format!("{why}\nthe configuration in force (version {version}) is unchanged"))
+        };
+        let loaded = next::load(&self.loaded.path).map_err(keep)?;
+        let change = Change::between(self.config(), &loaded.config);
+        if let Some(keys) = listed(change.needs_restart()) {
+            return Err(keep(format!(
+                "{keys} cannot be changed while proxyd runs: restart it for that, or put the old value back"
+            )));
+        }
+        if let Some(keys) = listed(change.needs_upgrade()) {
+            return Err(keep(format!("{keys} cannot be changed by a reload: use `proxyctl upgrade`")));
+        }
+        let (pools, notes) = self.pools.merged(self.config(), &loaded.config);
+        let changes = [change.lines(), &notes].concat();
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        if changes.is_empty() && pools == self.pools {
+            self.loaded = loaded;
+            return Ok(Changed { summary: format!("nothing has changed (version {version})"), changes, version });
+        }
+        let removed: Vec<String> = self
+            .config()
+            .listeners
+            .keys()
+            .filter(|name| !loaded.config.listeners.contains_key(*name))
+            .cloned()
+            .collect();
+        self.put_in_force(loaded, pools).await.map_err(|why| keep(why.message))?;
+        self.drain_listeners(&removed).await;
+        let version = self.config_version;
+        Ok(Changed { summary: format!("configuration version {version} is in force"), changes, version })
+    }
+
+    /// A change of the pools at run time.
+    pub(super) async fn change_pools(
+        &mut self,
+        change: impl FnOnce(&mut Pools) -> Result<Changed, Failure>,
+    ) -> Result<Changed, Failure> {
+        self.may_change()?;
+        let mut pools = self.pools.clone();
+        let changed = change(&mut pools)?;
+        if pools != self.pools {
+            self.put_in_force(self.loaded.clone(), pools).await?;
+        }
+        Ok(changed)
+    }
+
+    fn may_change(&self) -> Result<(), Failure> {
+        if self.standing == Standing::ShuttingDown {
+            return Err(Failure::conflict("proxyd is shutting down; nothing changed"));
+        }
+        self.not_upgrading()
+    }
+
+    async fn put_in_force(&mut self, loaded: Loaded, pools: Pools) -> Result<(), Failure> {
+        let added = self.sockets.bind_missing(&loaded.config).map_err(|error| Failure::failed(error.to_string()))?;
+        if let Err(failure) = self.tell_worker(&loaded.config, &pools, &added).await {
+            self.sockets.close(&added);
+            return Err(failure);
+        }
+        let before = std::mem::replace(&mut self.pools, pools);
+        let old = std::mem::replace(&mut self.loaded, loaded);
+        self.config_version += 1;
+        let surplus = self.sockets.surplus(self.config());
+        self.sockets.close(&surplus);
+        if old.config.listeners != self.config().listeners {
+            self.sockets.refresh(&self.loaded.config);
+        }
+        let retired = before.retired(&self.pools);
+        let disabled = newly_disabled(&before, &self.pools);
+        self.drain_backends(&retired, Purpose::BackendRemoved).await;
+        self.drain_backends(&disabled, Purpose::Admin).await;
+        // A worker that is being started was given what was in force before.
+        self.start_worker();
+        Ok(())
+    }
+
+    async fn tell_worker(&mut self, config: &Config, pools: &Pools, added: &[String]) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("{error}; nothing changed"));
+        self.ensure_names(&pools.names(config), 0, 0).await.map_err(|error| failed(&error))?;
+        let Some(worker) = self.serving_generation() else { return Ok(()) };
+        let (link, process, id) = (worker.link.clone(), worker.process.clone(), worker.id);
+        let sockets = self.sockets.duplicates(Some(added)).map_err(|error| failed(&error))?;
+        let plan = plan_of(config, self.config_version + 1, pools);
+        let told = async {
+            link.sockets(sockets).await?;
+            link.order("the new plan", &Order::Apply { plan: Box::new(plan) }).await
+        };
+        match told.await {
+            Ok(_) => Ok(()),
+            Err(error @ LinkError::Deadline { .. }) => {
+                // Its threads may or may not follow the new plan: only a new worker is surely in one state.
+                tracing::error!(generation = id, %error, "worker hangs; killed, to be restarted");
+                process.kill(Signal::KILL);
+                Err(failed(&error))
+            }
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    async fn drain_listeners(&mut self, names: &[String]) {
+        for name in names {
+            self.drain_everywhere(Scope::Listener { name: name.clone() }, Purpose::ListenerRemoved).await;
+        }
+    }
+
+    async fn drain_backends(&mut self, backends: &[Retired], purpose: Purpose) {
+        for Retired { pool, backend } in backends {
+            let scope = Scope::Backend { pool: pool.clone(), name: backend.clone() };
+            self.drain_everywhere(scope, purpose).await;
+        }
+    }
+
+    /// Of every generation: sessions that an earlier one still serves are meant as well.
+    async fn drain_everywhere(&mut self, scope: Scope, purpose: Purpose) {
+        let drain = self.config().drain;
+        let order = Order::Drain { scope, purpose, timeout: drain.timeout, spread: drain.spread, how: drain.close };
+        for generation in self.generations.values() {
+            if let Err(error) = generation.link.order("drain", &order).await {
+                tracing::warn!(generation = generation.id, %error, "sessions do not drain");
+            }
+        }
+    }
+
+    pub(super) fn answer(caller: &Caller, answer: Result<Changed, Failure>) {
+        Self::tell(caller, answer.map_or_else(Line::Failed, |changed| Line::Done(Reply::Changed(changed))));
+    }
+}
+
+fn newly_disabled(before: &Pools, after: &Pools) -> Vec<Retired> {
+    let disabled = |pools: &Pools| -> Vec<Retired> {
+        let backends = pools.all().flat_map(|pool| pool.backends.iter().map(move |backend| (pool, backend)));
+        backends
+            .filter(|(_, backend)| backend.admin == BackendAdmin::Disabled)
+            .map(|(pool, backend)| Retired { pool: pool.name.clone(), backend: backend.name.clone() })
+            .collect()
+    };
+    let already = disabled(before);
+    disabled(after).into_iter().filter(|backend| !already.contains(backend)).collect()
+}

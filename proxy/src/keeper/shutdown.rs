@@ -1,0 +1,91 @@
+//! The end of the service: not ready any more, stop accepting, serve what is queued, drain, close by force, exit 0. Asked a
+//! second time, it ends at once.
+
+use std::time::Duration;
+
+use admin::command::{Line, Reply};
+use rustix::process::Signal;
+
+use super::event::{Caller, Event};
+use super::generation::{Deadline, State};
+use super::owner::Keeper;
+use crate::config::order::{Order, Purpose, Scope};
+use crate::observe::scene::Standing;
+
+/// For connections that wait in the accept queues when the polling has ended; taking one costs microseconds.
+const QUEUED: Duration = Duration::from_secs(1);
+
+impl Keeper {
+    pub(super) async fn terminate(&mut self) {
+        if self.standing == Standing::ShuttingDown {
+            tracing::warn!("second request to end: at once");
+            return self.end_at_once();
+        }
+        let delay = self.config().shutdown.delay;
+        tracing::info!(delay = delay.as_secs_f64(), "shutting down");
+        self.standing = Standing::ShuttingDown;
+        self.abandon_upgrade("proxyd is shutting down");
+        if delay == Duration::ZERO {
+            return self.stop_accepting().await;
+        }
+        self.later(async move {
+            tokio::time::sleep(delay).await;
+            Event::StopAccepting
+        });
+    }
+
+    pub(super) async fn shutdown_by_command(&mut self, caller: &Caller) {
+        Self::tell(caller, Line::Done(Reply::ShuttingDown));
+        self.terminate().await;
+    }
+
+    pub(super) async fn stop_accepting(&mut self) {
+        if let Some(serving) = self.serving_generation() {
+            let (id, link) = (serving.id, serving.link.clone());
+            let stopped = async {
+                link.stop().await?;
+                link.order("the rest of the queue", &Order::AcceptQueue { limit: QUEUED }).await
+            };
+            if let Err(error) = stopped.await {
+                tracing::warn!(generation = id, %error, "connections still queued are lost");
+            }
+        }
+        self.serving = None;
+        let drain = self.config().drain;
+        let order = Order::Drain {
+            scope: Scope::All,
+            purpose: Purpose::Shutdown,
+            timeout: drain.timeout,
+            spread: drain.spread,
+            how: drain.close,
+        };
+        for generation in self.generations.values_mut() {
+            generation.state = State::Draining;
+            // One that drains already keeps its earlier deadline.
+            generation.deadline = generation.deadline.or_else(|| drain.timeout.map(Deadline::after));
+            for (what, order) in [("drain", &order), ("finish", &Order::Finish)] {
+                if let Err(error) = generation.link.order(what, order).await {
+                    tracing::warn!(generation = generation.id, %error, "does not drain; killed");
+                    generation.process.kill(Signal::KILL);
+                    break;
+                }
+            }
+        }
+        // The workers have closed theirs: with ours the ports are free.
+        self.sockets.close_all();
+        if self.generations.is_empty() {
+            self.ended = Some(Ok(()));
+        }
+    }
+
+    /// Sessions that are cut here are counted by the keeper, from their records.
+    fn end_at_once(&mut self) {
+        for generation in self.generations.values() {
+            generation.process.kill(Signal::KILL);
+        }
+        self.sockets.close_all();
+        if self.generations.is_empty() {
+            self.ended = Some(Ok(()));
+        }
+    }
+}

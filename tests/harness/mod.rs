@@ -1,0 +1,33 @@
+//! What the process tests share: the real binaries started and ended ([`Proxy`]), ports that nobody else takes
+//! ([`Port`]), backends and clients that check every byte ([`backend`], [`load`]), what a process holds ([`Census`]),
+//! and the other programs we are tried with ([`peer`], [`service`]). It panics where a test has to fail.
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test file uses its own part of the harness")]
+
+pub mod backend;
+pub mod census;
+pub mod child;
+pub mod conf;
+pub mod http;
+pub mod load;
+pub mod metrics;
+pub mod peer;
+pub mod port;
+pub mod proxy;
+pub mod seeded;
+pub mod server;
+pub mod service;
+pub mod tally;
+pub mod target;
+pub mod wait;
+
+pub use backend::{Seeded, Stalled, Tagged};
+pub use census::Census;
+pub use conf::Conf;
+pub use load::{Exchange, Load, LongStreams, Pace};
+pub use metrics::Metrics;
+pub use peer::peer;
+pub use port::Port;
+pub use proxy::{Exited, Proxy, Starter};
+pub use tally::{Fault, Tally};
+pub use target::Target;
+pub use wait::{until, until_some};

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
 use rustix::net::{AddressFamily, SocketFlags, acceptfrom_with};
@@ -19,11 +20,15 @@ use tokio_util::task::TaskTracker;
 use super::failure::AcceptFailure;
 use super::pause::Pause;
 use super::setup::Setup;
+use super::turn::Turn;
 use crate::observe::reason::Paused;
 use crate::session::{AbortOnPanic, Accepted, Book, Census, ListenerBook, NoRecord, Seat, Table, Terms, register};
 
 /// Accepts in a row before sessions have their turn.
 const BATCH: usize = 16;
+
+/// After a failure to register a socket, which only want of memory explains.
+const UNPOLLED: Duration = Duration::from_millis(100);
 
 /// What the accept loops of a thread share.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ pub struct Floor {
     setup: RefCell<Cache<Arc<ArcSwap<Setup>>, Arc<Setup>>>,
     book: RefCell<Rc<Book>>,
     census: Arc<Census>,
+    /// Number of this thread.
+    thread: usize,
     /// A session of this thread is over.
     freed: Rc<Notify>,
     table: Rc<Table>,
@@ -42,7 +49,11 @@ pub struct Floor {
 #[derive(Debug)]
 pub struct Acceptor {
     id: String,
-    socket: AsyncFd<OwnedFd>,
+    socket: Rc<OwnedFd>,
+    /// `None`: this loop alone accepts from the socket.
+    turn: Option<Arc<Turn>>,
+    /// Registered already, for the first turn.
+    polled: Option<Polled>,
     is_unix: bool,
     floor: Rc<Floor>,
     /// As of the last look: kept in case the plan drops the socket in between.
@@ -50,6 +61,8 @@ pub struct Acceptor {
     /// The failure that was told last.
     told: Option<AcceptFailure>,
 }
+
+type Polled = AsyncFd<Rc<OwnedFd>>;
 
 #[derive(Debug, Clone)]
 struct Current {
@@ -62,14 +75,17 @@ enum Batch {
     Full,
     Empty,
     Paused(Pause),
+    /// It is another thread's turn.
+    Over,
 }
 
 impl Floor {
-    pub fn new(setup: Arc<ArcSwap<Setup>>, book: Book, census: Arc<Census>) -> Self {
+    pub fn new(setup: Arc<ArcSwap<Setup>>, book: Book, census: Arc<Census>, thread: usize) -> Self {
         Self {
             setup: RefCell::new(Cache::new(setup)),
             book: RefCell::new(Rc::new(book)),
             census,
+            thread,
             freed: Rc::default(),
             table: Rc::default(),
             parked: TaskTracker::new(),
@@ -119,29 +135,57 @@ impl Floor {
 }
 
 impl Acceptor {
-    /// Registers this thread's duplicate of a listening socket. `None`: no listener of the plan has it.
-    pub fn new(id: String, socket: OwnedFd, floor: Rc<Floor>) -> io::Result<Option<Self>> {
+    /// For this thread's duplicate of a listening socket. `None`: no listener of the plan has it.
+    pub fn new(id: String, socket: OwnedFd, turn: Option<Arc<Turn>>, floor: Rc<Floor>) -> io::Result<Option<Self>> {
         let is_unix = rustix::net::sockopt::socket_domain(&socket)? == AddressFamily::UNIX;
         let Some(current) = floor.current(&id) else { return Ok(None) };
-        let socket = register(socket, Interest::READABLE)?;
-        Ok(Some(Self { id, socket, is_unix, floor, current, told: None }))
+        let socket = Rc::new(socket);
+        let is_first = turn.as_ref().is_none_or(|turn| turn.is_of(floor.thread));
+        let polled = is_first.then(|| register(Rc::clone(&socket), Interest::READABLE)).transpose()?;
+        Ok(Some(Self { id, socket, turn, polled, is_unix, floor, current, told: None }))
     }
 
     /// Accepts until told to stop; then the duplicate is deregistered and closed.
     pub async fn run(mut self, stop: CancellationToken) {
         let _guard = AbortOnPanic;
-        loop {
-            let readable = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                readable = self.socket.readable() => readable.map(|mut guard| guard.retain_ready()),
+        while !stop.is_cancelled() {
+            let turned = match &self.turn {
+                Some(turn) if !turn.is_of(self.floor.thread) => {
+                    let called = turn.called(self.floor.thread);
+                    stop.run_until_cancelled(called).await;
+                    continue;
+                }
+                _ => self.take_turn(&stop).await,
             };
-            match readable.map(|()| self.batch()) {
-                Ok(Batch::Empty) => {}
-                Ok(Batch::Full) => tokio::task::yield_now().await,
-                Ok(Batch::Paused(pause)) => self.wait(&pause, &stop).await,
-                // The runtime is going away, and this task with it.
-                Err(_) => return,
+            if let Err(error) = turned {
+                let (socket, listener) = (self.id.as_str(), self.current.terms.listener.as_str());
+                tracing::error!(listener, socket, "cannot be polled, tried again every 100 ms: {error}");
+                stop.run_until_cancelled(sleep(UNPOLLED)).await;
+            }
+        }
+    }
+
+    /// Polls the socket for as long as it is this thread's turn. An event that came before is not missed: registering
+    /// tells what is queued already.
+    async fn take_turn(&mut self, stop: &CancellationToken) -> io::Result<()> {
+        let polled = match self.polled.take() {
+            Some(polled) => polled,
+            None => register(Rc::clone(&self.socket), Interest::READABLE)?,
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                readable = polled.readable() => readable?.retain_ready(),
+            }
+            match self.batch() {
+                Batch::Empty => {
+                    // The kernel had none: the next makes a new event.
+                    let _ = polled.try_io(Interest::READABLE, |_| Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+                }
+                Batch::Full => tokio::task::yield_now().await,
+                Batch::Paused(pause) => self.wait(&pause, stop).await,
+                Batch::Over => return Ok(()),
             }
         }
     }
@@ -153,7 +197,7 @@ impl Acceptor {
         loop {
             match self.batch() {
                 Batch::Empty => return,
-                Batch::Full => tokio::task::yield_now().await,
+                Batch::Full | Batch::Over => tokio::task::yield_now().await,
                 Batch::Paused(pause) => self.wait(&pause, &never).await,
             }
         }
@@ -178,12 +222,11 @@ impl Acceptor {
                 Ok(accepted) => {
                     self.told = None;
                     self.open(accepted, seat);
+                    if self.turn.as_ref().is_some_and(|turn| turn.pass_on(self.floor.thread, &self.floor.census)) {
+                        return Batch::Over;
+                    }
                 }
-                Err(AcceptFailure::Empty) => {
-                    // The kernel had none: the next makes a new event.
-                    let _ = self.socket.try_io(Interest::READABLE, |_| Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-                    return Batch::Empty;
-                }
+                Err(AcceptFailure::Empty) => return Batch::Empty,
                 Err(AcceptFailure::ClientGone) => {}
                 Err(failure) => {
                     self.tell(failure);
@@ -205,7 +248,7 @@ impl Acceptor {
             return Err(Paused::SessionLimit);
         }
         let Current { terms, listener } = &self.current;
-        Seat::take(&self.floor.census, listener, &self.floor.freed, terms.max_sessions)
+        Seat::take(&self.floor.census, self.floor.thread, listener, &self.floor.freed, terms.max_sessions)
     }
 
     fn pause(&self, why: Paused) -> Batch {

@@ -14,7 +14,6 @@ use super::book::Book;
 use super::options;
 use super::socket::Socket;
 use super::terms::Terms;
-use crate::config::TcpSettings;
 use crate::observe::reason::{ConnectFailure, Reason};
 use crate::pool::{Backend, Tried};
 
@@ -64,7 +63,7 @@ async fn connect(backend: &Backend, terms: &Terms) -> Result<Socket, ConnectErro
         why: failure(&source),
         source,
     };
-    let (fd, connected) = begin(backend.address, terms.pool.source(), &terms.tcp).map_err(failed)?;
+    let (fd, connected) = begin(backend.address, terms.pool.source()).map_err(failed)?;
     // Only now: a socket that has not begun to connect looks hung up to epoll.
     let socket = Socket::register(fd).map_err(failed)?;
     if !connected {
@@ -78,11 +77,11 @@ async fn connect(backend: &Backend, terms: &Terms) -> Result<Socket, ConnectErro
 }
 
 /// A socket on its way to `address`, and whether it is there already.
-fn begin(address: SocketAddr, source: Option<IpAddr>, settings: &TcpSettings) -> io::Result<(OwnedFd, bool)> {
+fn begin(address: SocketAddr, source: Option<IpAddr>) -> io::Result<(OwnedFd, bool)> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    options::set_backend(fd.as_fd(), settings)?;
+    options::set_backend(fd.as_fd())?;
     if let Some(source) = source {
         // The port is then chosen at connect, when the other end is known: sources are not limited to 64 k connections.
         nix::sys::socket::setsockopt(&fd, IpBindAddressNoPort, &true)?;

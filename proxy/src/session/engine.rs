@@ -245,8 +245,10 @@ impl Engine {
     fn shutdown(&mut self, from: Side) -> Poll<usize> {
         if self.relay.has_shut(from.other()) {
             // The last end: nothing of this session is in this process any more, so what the kernel holds is delivered
-            // even after a close.
+            // even after a close, and the close that follows at once says the end.
             self.linger_off();
+            self.relay.shut(from);
+            return Poll::Ready(0);
         }
         match self.socket(from.other()).shutdown() {
             Ok(()) => self.relay.shut(from),

@@ -28,6 +28,7 @@ use std::task::{Context, Poll, Waker};
 pub use abort::AbortOnPanic;
 pub use book::{Book, ListenerBook};
 pub use ending::{Ending, Unsent};
+pub use options::set_listener;
 pub use socket::{Socket, register};
 pub use table::{Accepted, Measured, NoRecord, Scope, Table};
 pub use terms::{Census, Seat, Terms};
@@ -158,6 +159,19 @@ impl Session {
         self.over(ending.reason);
         self.wake();
         true
+    }
+
+    /// It has lasted a second. `false`: it has no backend yet.
+    fn lasts(&self) -> bool {
+        match &*self.phase.borrow() {
+            Phase::Connecting { .. } => false,
+            Phase::Relaying(relaying) => {
+                // A socket that is closing refuses; it needs nothing any more.
+                let _ = relaying.keep(&self.terms.tcp);
+                true
+            }
+            Phase::Over => true,
+        }
     }
 
     /// Writes and logs what a forced close will lose, before it does.

@@ -9,22 +9,28 @@ use rustix::net::sockopt;
 use super::clock;
 use crate::config::TcpSettings;
 
-/// Prepares an accepted socket. That a close resets is inherited from its listener.
-pub(super) fn set_client(socket: BorrowedFd<'_>, settings: &TcpSettings) -> io::Result<()> {
-    set_common(socket, settings)
+/// Prepares a listening socket: what it accepts inherits all of this (Linux copies it when the handshake ends), so that a
+/// session need not set it again. To be called again when the settings have changed.
+pub fn set_listener(socket: BorrowedFd<'_>, settings: &TcpSettings) -> io::Result<()> {
+    sockopt::set_socket_keepalive(socket, settings.keepalive.is_some())?;
+    sockopt::set_tcp_user_timeout(socket, 0)?;
+    set_backend(socket)?;
+    set_lasting(socket, settings)
 }
 
 /// Prepares a socket that will connect. From birth its close is a reset: a process that dies in between must not look
 /// like an end of file.
-pub(super) fn set_backend(socket: BorrowedFd<'_>, settings: &TcpSettings) -> io::Result<()> {
+pub(super) fn set_backend(socket: BorrowedFd<'_>) -> io::Result<()> {
     sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
-    set_common(socket, settings)
-}
-
-fn set_common(socket: BorrowedFd<'_>, settings: &TcpSettings) -> io::Result<()> {
     sockopt::set_tcp_nodelay(socket, true)?;
     // An urgent byte can't be passed on as such; left out of line it would be lost.
     sockopt::set_socket_oobinline(socket, true)?;
+    Ok(())
+}
+
+/// What matters after minutes of silence. A backend's socket gets it once its session has lasted a second: most sessions of a
+/// busy listener never do, and are spared these calls.
+pub(super) fn set_lasting(socket: BorrowedFd<'_>, settings: &TcpSettings) -> io::Result<()> {
     if let Some(keepalive) = &settings.keepalive {
         sockopt::set_tcp_keepidle(socket, keepalive.idle)?;
         sockopt::set_tcp_keepintvl(socket, keepalive.interval)?;

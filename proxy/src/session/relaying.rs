@@ -1,5 +1,6 @@
 //! A session that has its backend: the engine, the timeouts around it, and the truth of its end.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::engine::Engine;
 use super::meter::Meter;
 use super::relay::{Failure, Outcome, Side};
 use super::socket::Socket;
-use crate::config::{ForcedClose, Timeouts};
+use crate::config::{ForcedClose, TcpSettings, Timeouts};
 use crate::observe::reason::Reason;
 
 /// A side that is to be reset has this long to take any more of what it was sent, before it is reset all the same.
@@ -78,6 +79,10 @@ impl Relaying {
             }
         }
         self.poll_last_words(cx)
+    }
+
+    pub(super) fn keep(&self, settings: &TcpSettings) -> io::Result<()> {
+        self.engine.socket(Side::Backend).set_lasting(settings)
     }
 
     pub(super) fn unsent(&self) -> Unsent {

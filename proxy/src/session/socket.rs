@@ -1,7 +1,7 @@
 //! One side of a session: a stream socket, TCP or Unix, in the runtime of its thread.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,7 +11,9 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::options;
 use super::pipe::Pipe;
+use crate::config::TcpSettings;
 
 #[derive(Debug)]
 pub struct Socket {
@@ -118,6 +120,11 @@ impl Socket {
         let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));
     }
 
+    /// What only a session that lasts needs.
+    pub(super) fn set_lasting(&self, settings: &TcpSettings) -> io::Result<()> {
+        options::set_lasting(self.io.as_fd(), settings)
+    }
+
     /// Bytes written and not acknowledged by the peer.
     pub(super) fn unsent(&self) -> io::Result<u32> {
         handoff::os::unsent(self.io.as_fd())
@@ -131,7 +138,7 @@ impl Socket {
 
 /// With the runtime of this thread.
 #[expect(deprecated, reason = "the successor is unsafe for what a descriptor type may do wrong; an OwnedFd can't")]
-pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn register<T: AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(fd, interest)
 }
 

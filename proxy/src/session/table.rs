@@ -1,14 +1,14 @@
 //! The sessions of one thread, by id.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::io;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use handoff::ledger::Opening;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use super::book::{Book, ListenerBook};
@@ -16,7 +16,7 @@ use super::ending::{Ending, Unsent};
 use super::meter::Meter;
 use super::socket::Socket;
 use super::terms::{Seat, Terms};
-use super::{AbortOnPanic, Session, clock, options};
+use super::{AbortOnPanic, Session, clock};
 
 /// A socket that was accepted, and where it came from.
 #[derive(Debug)]
@@ -50,6 +50,10 @@ pub struct NoRecord(pub Accepted, pub Seat);
 pub struct Table {
     sessions: Rc<RefCell<HashMap<u64, Rc<Session>>>>,
     tasks: TaskTracker,
+    /// Begun not long ago, oldest first: when (milliseconds), and the id.
+    young: RefCell<VecDeque<(u64, u64)>>,
+    opened: Cell<u64>,
+    opens: Notify,
 }
 
 impl Table {
@@ -71,9 +75,11 @@ impl Table {
             opened_ms,
         };
         let Some(record) = book.writer.claim(&opening) else { return Err(NoRecord(accepted, seat)) };
+        self.opened.set(self.opened.get() + 1);
+        self.opens.notify_waiters();
         let meter = Meter::open(record, Rc::clone(listener), opened_ms);
         let session = Rc::new(Session::new(meter, Arc::clone(terms), accepted.client, seat));
-        match prepare(accepted, terms) {
+        match Socket::register(accepted.fd) {
             Ok(client) => self.spawn(session, client, Rc::clone(book)),
             Err(e) => {
                 tracing::warn!(listener = terms.listener, "a client was turned away: {e}");
@@ -81,6 +87,30 @@ impl Table {
             }
         }
         Ok(())
+    }
+
+    /// Sessions begun so far.
+    pub fn opened(&self) -> u64 {
+        self.opened.get()
+    }
+
+    /// Gives sessions that have lasted what only lasting ones need. `false`: there is none to wait for.
+    pub fn look_after_young(&self) -> bool {
+        let mut young = self.young.borrow_mut();
+        let now = clock::coarse_ms();
+        while let Some((opened, id)) = young.pop_front_if(|(opened, _)| *opened + LASTING_MS <= now) {
+            let session = self.sessions.borrow().get(&id).map(Rc::clone);
+            if session.is_some_and(|session| !session.lasts()) {
+                // Still connecting.
+                young.push_back((opened.max(now), id));
+            }
+        }
+        !young.is_empty()
+    }
+
+    /// Resolves when the next session begins.
+    pub async fn opens(&self) {
+        self.opens.notified().await;
     }
 
     /// Of those in scope, as they are now.
@@ -104,6 +134,7 @@ impl Table {
     fn spawn(&self, session: Rc<Session>, client: Socket, book: Rc<Book>) {
         let id = session.meter.id();
         self.sessions.borrow_mut().insert(id, Rc::clone(&session));
+        self.young.borrow_mut().push_back((session.meter.opened_ms(), id));
         let sessions = Rc::clone(&self.sessions);
         self.tasks.spawn_local(async move {
             let _guard = AbortOnPanic;
@@ -112,6 +143,9 @@ impl Table {
         });
     }
 }
+
+/// Far below the shortest keepalive, far above the life of a session of a busy listener.
+const LASTING_MS: u64 = 1000;
 
 impl Scope {
     fn covers(&self, session: &Session) -> bool {
@@ -123,16 +157,4 @@ impl Scope {
             }
         }
     }
-}
-
-fn prepare(accepted: Accepted, terms: &Terms) -> io::Result<Socket> {
-    if accepted.client.is_some() {
-        match options::set_client(accepted.fd.as_fd(), &terms.tcp) {
-            // A client that is gone already: its session says so.
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Socket::register(accepted.fd)
 }

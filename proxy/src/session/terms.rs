@@ -29,12 +29,38 @@ pub struct Terms {
 pub struct Census {
     live: AtomicUsize,
     most: AtomicUsize,
+    /// Of those, by data thread.
+    by_thread: Box<[AtomicUsize]>,
     emptied: Notify,
 }
 
 impl Census {
-    pub fn new(most: usize) -> Self {
-        Self { live: AtomicUsize::new(0), most: AtomicUsize::new(most), emptied: Notify::new() }
+    pub fn new(most: usize, threads: usize) -> Self {
+        let by_thread = (0..threads).map(|_| AtomicUsize::new(0)).collect();
+        Self { live: AtomicUsize::new(0), most: AtomicUsize::new(most), by_thread, emptied: Notify::new() }
+    }
+
+    pub fn of_thread(&self, thread: usize) -> Option<usize> {
+        self.by_thread.get(thread).map(|sessions| sessions.load(Ordering::Relaxed))
+    }
+
+    /// The fewest sessions a thread has, and which thread that is.
+    pub fn least_busy(&self) -> Option<(usize, usize)> {
+        let busy = self.by_thread.iter().map(|sessions| sessions.load(Ordering::Relaxed));
+        busy.enumerate().map(|(thread, sessions)| (sessions, thread)).min()
+    }
+
+    /// A session begins on this thread.
+    pub(crate) fn seated(&self, thread: usize) {
+        if let Some(sessions) = self.by_thread.get(thread) {
+            sessions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn unseated(&self, thread: usize) {
+        if let Some(sessions) = self.by_thread.get(thread) {
+            sessions.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     pub fn live(&self) -> usize {
@@ -73,6 +99,7 @@ impl Census {
 #[derive(Debug)]
 pub struct Seat {
     census: Arc<Census>,
+    thread: usize,
     listener: Rc<ListenerBook>,
     /// Tells the accept loops of this thread that there is room again.
     freed: Rc<Notify>,
@@ -83,6 +110,7 @@ pub struct Seat {
 impl Seat {
     pub fn take(
         census: &Arc<Census>,
+        thread: usize,
         listener: &Rc<ListenerBook>,
         freed: &Rc<Notify>,
         limit: Option<u64>,
@@ -94,7 +122,7 @@ impl Seat {
         // never both stay. From here on the drop takes back both.
         listener.gauges.raise(names::listener::HELD);
         let (census, listener, freed) = (Arc::clone(census), Rc::clone(listener), Rc::clone(freed));
-        let seat = Self { census, listener, freed, was_used: false };
+        let seat = Self { census, thread, listener, freed, was_used: false };
         match limit {
             Some(limit) if seat.listener.held() > limit => Err(Paused::ListenerLimit),
             _ => Ok(seat),
@@ -104,6 +132,7 @@ impl Seat {
     /// A session begins.
     pub(super) fn occupy(mut self) -> Self {
         self.was_used = true;
+        self.census.seated(self.thread);
         self
     }
 }
@@ -113,6 +142,7 @@ impl Drop for Seat {
         self.listener.gauges.lower(names::listener::HELD);
         self.census.leave();
         if self.was_used {
+            self.census.unseated(self.thread);
             self.freed.notify_waiters();
         }
     }

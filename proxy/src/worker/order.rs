@@ -8,6 +8,7 @@ use handoff::ledger::{LedgerError, Segment};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::listener::Turn;
 use crate::session::{Ending, Measured, Scope};
 
 /// A data thread that does not answer for so long is stuck: its longest turn is a few milliseconds.
@@ -18,9 +19,9 @@ const LINE: usize = 64;
 
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Polls these listening sockets, by id. Answers when the first was about to be, nanoseconds.
+    /// Polls these listening sockets, by id, in turn with the other threads. Answers when the first was about to be, nanoseconds.
     Poll {
-        sockets: Vec<(String, OwnedFd)>,
+        sockets: Vec<(String, OwnedFd, Arc<Turn>)>,
         answer: oneshot::Sender<Result<u64, (String, std::io::Error)>>,
     },
     /// Stops polling these, or all. Answers when none was polled any more, nanoseconds.

@@ -19,7 +19,7 @@ use super::drain::{self, DrainOrder};
 use super::order::{ANSWER, Line, Order, Silent};
 use super::thread::{self, Start};
 use crate::config::plan::Plan;
-use crate::listener::{Setup, UnknownPool, names_of};
+use crate::listener::{Setup, Turn, UnknownPool, names_of};
 use crate::session::{Census, Ending};
 
 /// Data threads and what they share. Dropped, it ends at once: what is left of sessions is reset.
@@ -62,7 +62,7 @@ impl Plane {
     pub fn start(plan: Plan, generation: u32, segments: Vec<Arc<Segment>>) -> Result<Self, PlaneError> {
         check_names(&plan, &segments)?;
         let setup = Arc::new(ArcSwap::from_pointee(Setup::build(&plan, &Setup::default())?));
-        let census = Arc::new(Census::new(plan.max_sessions));
+        let census = Arc::new(Census::new(plan.max_sessions, plan.threads.max(1)));
         let mut plane = Self {
             lines: Vec::new(),
             threads: Vec::new(),
@@ -213,8 +213,10 @@ impl Plane {
 
     async fn start_polling(&self, ids: &[String]) -> Result<u64, PlaneError> {
         let mut asked = Vec::new();
+        let turns: Vec<_> = (0..ids.len()).map(|first| Arc::new(Turn::new(self.lines.len(), first))).collect();
         for line in &self.lines {
-            let sockets = ids.iter().filter_map(|id| self.sockets.get_key_value(id)).map(duplicate);
+            let held = ids.iter().zip(&turns).filter_map(|(id, turn)| Some((self.sockets.get_key_value(id)?, turn)));
+            let sockets = held.map(|(socket, turn)| duplicate(socket).map(|(id, copy)| (id, copy, Arc::clone(turn))));
             let sockets = sockets.collect::<Result<_, _>>()?;
             asked.push(line.tell(|answer| Order::Poll { sockets, answer }).await);
         }

@@ -7,18 +7,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use handoff::ledger::{LedgerError, Segment};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::order::{ANSWER, Line, Order, Which};
 use super::plane::PlaneError;
-use crate::listener::{Acceptor, Floor, Setup};
+use crate::listener::{Acceptor, Floor, Setup, Turn};
 use crate::session::{AbortOnPanic, Book, Census, Measured, clock};
 
 /// What a thread begins with.
@@ -80,6 +81,7 @@ struct DataThread {
     acceptors: HashMap<String, Accepting>,
     /// Queues that are being emptied.
     run_outs: TaskTracker,
+    _beat: AbortOnDropHandle<()>,
 }
 
 /// An accept loop, and how to stop it.
@@ -89,12 +91,30 @@ struct Accepting {
     task: tokio::task::JoinHandle<()>,
 }
 
+/// Keeps a timer near while sessions begin. The runtime wakes itself through a descriptor whenever a timer is set that is
+/// due before all others; the timers of a new session (connect, half-close) are seconds away, and so no longer are. The same
+/// beat looks after sessions that have begun not long ago.
+async fn beat(floor: Rc<Floor>) {
+    loop {
+        let before = floor.table().opened();
+        sleep(BEAT).await;
+        if !floor.table().look_after_young() && floor.table().opened() == before {
+            floor.table().opens().await;
+        }
+    }
+}
+
+/// Nearer than most timeouts; 20 wake-ups a second cost nothing while sessions come.
+const BEAT: Duration = Duration::from_millis(50);
+
 impl DataThread {
     fn new(start: Start) -> Result<Self, PlaneError> {
         let Start { thread, generation, segments, setup, census, .. } = start;
         let book = Book::lease(segments, generation, thread)?.ok_or(PlaneError::NoSegment)?;
-        let floor = Rc::new(Floor::new(setup, book, census));
-        Ok(Self { number: thread, generation, floor, acceptors: HashMap::new(), run_outs: TaskTracker::new() })
+        let floor = Rc::new(Floor::new(setup, book, census, usize::from(thread)));
+        let beat = AbortOnDropHandle::new(tokio::task::spawn_local(beat(Rc::clone(&floor))));
+        let (acceptors, run_outs) = (HashMap::new(), TaskTracker::new());
+        Ok(Self { number: thread, generation, floor, acceptors, run_outs, _beat: beat })
     }
 
     async fn obey_all(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -119,10 +139,11 @@ impl DataThread {
         }
     }
 
-    fn poll(&mut self, sockets: Vec<(String, OwnedFd)>) -> Result<u64, (String, io::Error)> {
+    fn poll(&mut self, sockets: Vec<(String, OwnedFd, Arc<Turn>)>) -> Result<u64, (String, io::Error)> {
         let first = clock::exact_ns();
-        for (id, socket) in sockets {
-            let acceptor = Acceptor::new(id.clone(), socket, Rc::clone(&self.floor)).map_err(|e| (id.clone(), e))?;
+        for (id, socket, turn) in sockets {
+            let acceptor =
+                Acceptor::new(id.clone(), socket, Some(turn), Rc::clone(&self.floor)).map_err(|e| (id.clone(), e))?;
             let Some(acceptor) = acceptor else { continue };
             let stop = CancellationToken::new();
             let task = tokio::task::spawn_local(acceptor.run(stop.clone()));
@@ -144,7 +165,7 @@ impl DataThread {
         let floor = Rc::clone(&self.floor);
         self.run_outs.spawn_local(async move {
             for (id, socket) in sockets {
-                match Acceptor::new(id.clone(), socket, Rc::clone(&floor)) {
+                match Acceptor::new(id.clone(), socket, None, Rc::clone(&floor)) {
                     Ok(Some(acceptor)) => {
                         if tokio::time::timeout_at(until, acceptor.run_out()).await.is_err() {
                             tracing::warn!(socket = id, "connections were still queued when their time was over");

@@ -51,6 +51,10 @@ pub(crate) async fn rig_on(
 ) -> Rig {
     let mut plan = plan(vec![pool("pool", backends)]);
     change(&mut plan);
+    for (_, socket) in &sockets {
+        // As the keeper does after a change; a Unix socket has none of these options.
+        let _ = proxy::session::set_listener(socket.as_fd(), &plan.listeners[0].tcp);
+    }
     let mut ledger =
         Ledger::create(Sizes { names: 64, counters: 2048, gauges: 512, blocks: 16, records: 4096 }).unwrap();
     ledger.ensure(&names_of(&plan), 8, 64).unwrap();
@@ -115,7 +119,7 @@ pub(crate) fn listening_on(address: SocketAddr) -> (OwnedFd, SocketAddr) {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.set_nonblocking(true).unwrap();
-    socket.set_linger(Some(Duration::ZERO)).unwrap();
+    proxy::session::set_listener(socket.as_fd(), &listener(LISTENER, &[], "pool").tcp).unwrap();
     socket.bind(&address.into()).unwrap();
     socket.listen(1024).unwrap();
     let bound = socket.local_addr().unwrap().as_socket().unwrap();

@@ -44,7 +44,7 @@ pub(super) enum PreflightError {
     Start { path: String, source: io::Error },
     #[error("{path} --preflight {exit} without an answer{said}")]
     Exited { path: String, exit: Exit, said: String },
-    #[error("{path} --preflight did not answer within {} s", .after.as_secs_f32())]
+    #[error("{path} --preflight did not answer within {:.1} s", .after.as_secs_f32())]
     Silent { path: String, after: Duration },
     #[error("{path} is not a proxyd: --preflight printed {said:?}")]
     NotProxyd { path: String, said: String },
@@ -77,7 +77,7 @@ async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant) -> Result
     let ran =
         execute(command, reaper, deadline).await.map_err(|source| PreflightError::Start { path: path(), source })?;
     let said = ran.said();
-    let exit = ran.exit.ok_or_else(|| PreflightError::Silent { path: path(), after: ANSWER })?;
+    let exit = ran.exit.ok_or_else(|| PreflightError::Silent { path: path(), after: ran.waited })?;
     let Ok(passport) = serde_json::from_slice::<Passport>(&ran.out) else {
         return Err(match (exit, said.is_empty()) {
             (Exit::Status(0), false) => PreflightError::NotProxyd { path: path(), said },
@@ -114,13 +114,15 @@ async fn check(pinned: &Pinned, config: &Path, reaper: &Reaper, deadline: Instan
             let mistakes = String::from_utf8_lossy(&ran.err).trim_end().to_owned();
             Err(PreflightError::Config { path: path(), mistakes })
         }
-        None => Err(PreflightError::Silent { path: path(), after: ANSWER }),
+        None => Err(PreflightError::Silent { path: path(), after: ran.waited }),
     }
 }
 
 /// What a short-lived child printed, and how it ended; `None`: it was killed because it did not.
 struct Ran {
     exit: Option<Exit>,
+    /// How long it was given, or took.
+    waited: Duration,
     out: Vec<u8>,
     err: Vec<u8>,
 }
@@ -143,10 +145,11 @@ async fn execute(mut command: Command, reaper: &Reaper, deadline: Instant) -> io
     let mut child = command.spawn()?;
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let mut watched = KillOnDrop(reaper.adopt(&child)?);
-    let deadline = deadline.min(Instant::now() + ANSWER);
+    let began = Instant::now();
+    let deadline = deadline.min(began + ANSWER);
     let (out, err) = tokio::join!(read(out.map(Into::into), deadline), read(err.map(Into::into), deadline));
     let exit = timeout_at(deadline, watched.0.exited()).await.ok();
-    Ok(Ran { exit, out, err })
+    Ok(Ran { exit, waited: began.elapsed(), out, err })
 }
 
 /// A short-lived child ends with the wait for it, whether that was answered, timed out or cancelled.

@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use handoff::manifest::Entry;
-use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::config::{Bind, Config, Listener, TcpSettings};
+use crate::config::{Bind, Config, Listener};
+use crate::session;
 
 /// Bound sockets by id ([`Bind::id`]).
 #[derive(Debug, Default)]
@@ -163,7 +163,7 @@ impl Bound {
         if let Bind::Unix { path, .. } = bind {
             give(bind, path)?;
         } else {
-            inherit_options(&socket, &listener.tcp)?;
+            session::set_listener(socket.as_fd(), &listener.tcp)?;
         }
         // A second listen(2) only changes the backlog.
         socket.listen(backlog(listener))
@@ -198,23 +198,10 @@ fn listen_tcp(address: SocketAddr, v6only: bool, listener: &Listener) -> io::Res
     if address.is_ipv6() {
         socket.set_only_v6(v6only)?;
     }
-    inherit_options(&socket, &listener.tcp)?;
+    session::set_listener(socket.as_fd(), &listener.tcp)?;
     socket.bind(&address.into())?;
     socket.listen(backlog(listener))?;
     Ok(socket.into())
-}
-
-/// What accepted sockets inherit (Linux copies it at the end of the handshake). The linger of zero seconds makes a process
-/// that dies reset its connections, where an orderly end would hide lost bytes.
-fn inherit_options(socket: &Socket, tcp: &TcpSettings) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_linger(Some(Duration::ZERO))?;
-    socket.set_keepalive(tcp.keepalive.is_some())?;
-    if let Some(keepalive) = tcp.keepalive {
-        let times = TcpKeepalive::new().with_time(keepalive.idle).with_interval(keepalive.interval);
-        socket.set_tcp_keepalive(&times.with_retries(keepalive.count))?;
-    }
-    socket.set_tcp_user_timeout(tcp.user_timeout)
 }
 
 /// Bound but not yet listening, nobody can connect: there is no moment with wrong permissions.

@@ -162,9 +162,11 @@ impl Fledgling {
     async fn end(mut self, error: HandoffError, ready_timeout: Duration) -> SpawnCause {
         let late = matches!(error, HandoffError::Deadline { .. });
         let Some(child) = &mut self.0 else { return SpawnCause::Handoff(error) };
-        // Its end of the channel is closed by the kernel just before its status is there.
-        let grace = if matches!(error, HandoffError::Gone { .. }) { LAST_WORDS } else { Duration::ZERO };
-        if let Ok(exit) = timeout(grace, child.exited()).await {
+        // Its end of the channel is closed by the kernel just before its status is there. Where it was we who refused, that
+        // is the cause, and its end the consequence.
+        if matches!(error, HandoffError::Gone { .. })
+            && let Ok(exit) = timeout(LAST_WORDS, child.exited()).await
+        {
             return SpawnCause::Exited(exit);
         }
         child.process.kill(Signal::TERM);

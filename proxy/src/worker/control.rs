@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use caps::CapSet;
 use handoff::HandoffError;
 use handoff::channel::{Channel, ChannelError, Peer};
 use handoff::ledger::{LedgerError, Segment};
@@ -50,6 +51,7 @@ pub fn run() -> Result<(), WorkerError> {
 
 async fn work() -> Result<(), WorkerError> {
     let _deaf = deaf_to_terminals()?;
+    drop_capabilities();
     let mut terminate = signal(SignalKind::terminate())?;
     let peer = Peer { pid: None, uid: nix::unistd::geteuid().as_raw() };
     let channel = Channel::new(handoff::os::take_stdin()?, peer)?;
@@ -88,6 +90,16 @@ fn deaf_to_terminals() -> io::Result<Vec<Signal>> {
     .into_iter()
     .map(signal)
     .collect()
+}
+
+/// A worker binds nothing and opens nothing: it needs no capability. The data threads, started later, have none either.
+fn drop_capabilities() {
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        if let Err(error) = caps::clear(None, set) {
+            // Only a kernel without capabilities refuses to take them away.
+            tracing::warn!(%error, "capabilities are kept");
+        }
+    }
 }
 
 struct Control {

@@ -36,6 +36,8 @@ pub(super) struct Upgrade {
     started: Instant,
     step_started: Instant,
     task: Option<AbortHandle>,
+    /// Sessions closed by force to make room for the new generation.
+    forced: u64,
     /// From the end of the preflight on.
     next: Option<Pending>,
 }
@@ -78,6 +80,7 @@ impl Keeper {
             started: now,
             step_started: now,
             task: None,
+            forced: 0,
             next: None,
         };
         if asked.no_wait {
@@ -204,7 +207,12 @@ impl Keeper {
         if self.generations.len() < max_generations {
             return None;
         }
-        let oldest = self.generations.values_mut().find(|generation| generation.state == State::Draining)?;
+        let oldest = self.generations.values().find(|generation| generation.state == State::Draining)?.id;
+        let forced = self.sessions_of(oldest);
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.forced = forced;
+        }
+        let oldest = self.generations.get_mut(&oldest)?;
         tracing::warn!(generation = oldest.id, max_generations, "too many generations; the oldest is closed by force");
         oldest.deadline = Some(Deadline::after(Duration::ZERO));
         let evicted = Evicted { process: oldest.process.clone(), gone: oldest.gone.subscribe() };
@@ -302,7 +310,7 @@ impl Keeper {
         let Some(upgrade) = &self.upgrade else { return };
         let report = UpgradeReport {
             accept_gap_ms: gap.as_secs_f64() * 1e3,
-            sessions: SessionsAtUpgrade { moved: 0, left, forced: 0 },
+            sessions: SessionsAtUpgrade { moved: 0, left, forced: upgrade.forced },
             ..report(upgrade, UpgradeResult::Committed, "", version)
         };
         tracing::info!(

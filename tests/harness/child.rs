@@ -67,6 +67,12 @@ impl Stat {
         self.after_name(3)
     }
 
+    /// Of the program, up to 15 bytes.
+    pub fn name(&self) -> &str {
+        let inner = self.0.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") "));
+        inner.expect("/proc/PID/stat has a name in brackets").0
+    }
+
     /// The name, field 2, may itself hold blanks and brackets.
     fn after_name(&self, number: usize) -> &str {
         let (_, rest) = self.0.rsplit_once(") ").expect("/proc/PID/stat has a name in brackets");

@@ -51,6 +51,15 @@ impl Metrics {
         self.matching(name, labels).map(|sample| sample.value).sum()
     }
 
+    /// [`Self::sum`] of what counts things.
+    ///
+    /// # Panics
+    /// If it is no whole number.
+    pub fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let sum = self.sum(name, labels);
+        sum.to_string().parse().unwrap_or_else(|_| panic!("{name} {labels:?} is {sum}"))
+    }
+
     fn matching<'a>(&'a self, name: &'a str, labels: &'a [(&str, &str)]) -> impl Iterator<Item = &'a Sample> {
         self.samples.iter().filter(move |sample| {
             sample.name == name

@@ -39,13 +39,22 @@ impl Port {
 
     /// `count` neighbouring ports of 127.0.0.1, in order.
     pub fn reserve_range(count: u16) -> Vec<Self> {
-        (0..RANGE_TRIES).find_map(|_| Self::neighbours(count)).expect("some free ports are neighbours")
+        (0..RANGE_TRIES)
+            .find_map(|_| Self::neighbours(Ipv4Addr::LOCALHOST, count))
+            .expect("some free ports are neighbours")
     }
 
-    fn neighbours(count: u16) -> Option<Vec<Self>> {
+    /// As [`Self::reserve_range`], for long ranges: on an address of 127.0.0.0/8 that nobody else uses, because among the
+    /// ports of 127.0.0.1 every connection of every test is in the way.
+    pub fn reserve_long_range(count: u16) -> Vec<Self> {
+        let elsewhere = || Ipv4Addr::new(127, fastrand::u8(1..), fastrand::u8(..), fastrand::u8(1..255));
+        (0..RANGE_TRIES).find_map(|_| Self::neighbours(elsewhere(), count)).expect("some free ports are neighbours")
+    }
+
+    fn neighbours(address: Ipv4Addr, count: u16) -> Option<Vec<Self>> {
         let first = fastrand::u16(BELOW_EPHEMERAL);
         let ports = first..first.checked_add(count)?;
-        ports.map(|port| Self::bind((Ipv4Addr::LOCALHOST, port).into()).ok()).collect()
+        ports.map(|port| Self::bind((address, port).into()).ok()).collect()
     }
 
     fn bind(address: SocketAddr) -> std::io::Result<Self> {

@@ -11,6 +11,8 @@ use tokio::net::{TcpStream, UnixStream};
 pub enum Target {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// Each connection to one of them, by chance.
+    Any(Vec<SocketAddr>),
 }
 
 impl From<SocketAddr> for Target {
@@ -37,6 +39,10 @@ impl Target {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 Ok(Box::new(stream))
+            }
+            Self::Any(addresses) => {
+                let address = fastrand::choice(addresses).expect("a target has an address");
+                Box::pin(Self::Tcp(*address).connect()).await
             }
             Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
         }

@@ -24,7 +24,7 @@ pub(super) struct Sockets {
 pub(super) struct Bound {
     fd: OwnedFd,
     pub entry: Entry,
-    /// Of a Unix socket: path, device and inode; only that file is ours to remove.
+    /// Of a Unix socket that we bound: path, device and inode; only that file is ours to remove.
     file: Option<SocketFile>,
 }
 
@@ -239,10 +239,12 @@ fn backlog(listener: &Listener) -> i32 {
     i32::try_from(listener.backlog).unwrap_or(i32::MAX)
 }
 
-/// The flag belongs to the socket, not to a process: it is set while nobody else uses it.
+/// The flag belongs to the socket, not to a process: it is set while nobody else uses it. The file of a Unix socket stays
+/// the service manager's, who listens there for our next start.
 fn adopted(bind: &Bind, fd: OwnedFd) -> io::Result<Bound> {
     SockRef::from(&fd).set_nonblocking(true)?;
-    Bound::of(bind, fd)
+    let entry = Entry::of(&bind.id(), fd.as_fd())?;
+    Ok(Bound { fd, entry, file: None })
 }
 
 /// The bind that an inherited socket serves.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The modules of `proxy`, from above to below. A module may use what stands below it, never beside or above.
 /// `filter` has its place before it exists.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
+    &["demo"],
     &["keeper", "worker"],
     &["listener"],
     &["session"],

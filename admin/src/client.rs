@@ -137,7 +137,11 @@ impl Client {
     }
 
     fn of_hyper(&self, error: &hyper::Error) -> ClientError {
-        if error.is_parse() { self.no_daemon(Absence::NotProxyd) } else { self.lost(error) }
+        match (error.is_parse(), error.is_canceled()) {
+            (true, _) => self.no_daemon(Absence::NotProxyd),
+            (_, true) => self.no_daemon(Absence::Hasty),
+            _ => self.lost(error),
+        }
     }
 
     fn no_daemon(&self, why: Absence) -> ClientError {
@@ -184,6 +188,9 @@ pub enum Absence {
     NotASocket,
     #[error("what listens there is not a proxyd")]
     NotProxyd,
+    /// The request was never sent, so nothing has begun.
+    #[error("what listens there spoke or closed before it was asked; it is not a proxyd, or is just ending")]
+    Hasty,
     #[error("permission denied; it serves its own user and root")]
     Permission,
     #[error("it belongs to uid {uid}, neither you nor root, and is not trusted")]
@@ -196,6 +203,7 @@ impl ClientError {
     /// Exit code of `proxyctl`.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::NoDaemon { why: Absence::Permission, .. } => FailureKind::Denied.exit_code(),
             Self::NoDaemon { .. } | Self::Lost { .. } => 3,
             Self::Refused(failure) => failure.kind.exit_code(),
             Self::Silent { .. } => FailureKind::TimedOut.exit_code(),

@@ -141,7 +141,7 @@ pub fn plan(plan: &UpgradePlan) -> String {
 }
 
 pub fn changed(changed: &Changed) -> String {
-    let mut out = format!("{} (version {})\n", clean(&changed.summary), changed.version);
+    let mut out = format!("{}\n", clean(&changed.summary));
     for change in &changed.changes {
         let _ = writeln!(out, "  {}", clean(change));
     }

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use proxy::keeper::{self, RunError, Start};
 use proxy::{demo, worker};
 
-/// A front TCP proxy that no upgrade costs a connection. Without arguments: the demo.
+/// A front TCP proxy whose sockets pass on when it is upgraded. Without arguments: the demo.
 #[derive(Debug, Parser)]
 #[command(name = "proxyd", version, args_conflicts_with_subcommands = true)]
 struct Args {

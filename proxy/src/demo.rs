@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::keeper::StateDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, LocalSet};
@@ -24,6 +25,8 @@ pub struct Demo {
 pub fn start() -> io::Result<Demo> {
     let state_dir = state_dir();
     claim(&state_dir)?;
+    // Not over the configuration of a demo that runs.
+    let _claimed = StateDir::claim(&state_dir).map_err(io::Error::other)?;
     let backends = [("one", bind()?), ("two", bind()?)];
     let addresses = backends.each_ref().map(|(_, listener)| listener.local_addr());
     let [one, two] = addresses;
@@ -67,6 +70,9 @@ on_keeper_death = "exit"
 [admin]
 listen = "127.0.0.1:9900"
 
+[drain]
+timeout = "10m"
+
 [listeners.demo]
 bind = "127.0.0.1:7000"
 pool = "demo"
@@ -83,7 +89,7 @@ fn greeting(config: &Path) -> String {
          Try, in another terminal:\n  \
          curl http://127.0.0.1:7000/                               answered by backend one, then two\n  \
          cargo run --release --bin proxyctl -- status              who serves\n  \
-         cargo run --release --bin proxyctl -- upgrade             a new generation takes over; no connection notices\n  \
+         cargo run --release --bin proxyctl -- upgrade             a new generation takes over; what is open may end first\n  \
          cargo run --release --bin proxyctl -- sessions            the live table\n  \
          curl http://127.0.0.1:9900/metrics                        for Prometheus\n\n\
          The page:          http://127.0.0.1:9900/\n\

@@ -17,6 +17,8 @@ pub enum Order {
     Close { ids: Vec<u64>, purpose: Purpose, how: ForcedClose },
     /// Close by force what is left of these sessions when the time is over. Answered at once.
     Drain { scope: Scope, purpose: Purpose, timeout: Option<Duration>, spread: Duration, how: ForcedClose },
+    /// Take back the drains of exactly this scope.
+    Undrain { scope: Scope },
     /// Accept what is queued in sockets that are no longer polled, for at most so long.
     AcceptQueue { limit: Duration },
     /// Exit once no session is left.
@@ -43,6 +45,7 @@ pub enum Purpose {
     Admin,
     ListenerRemoved,
     BackendRemoved,
+    BackendDisabled,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,7 +17,10 @@ impl Keeper {
             Command::Upgrade(upgrade) => return self.start_upgrade(upgrade, caller),
             Command::Kill(kill) => return self.kill(kill, caller),
             Command::Shutdown => return self.shutdown_by_command(&caller).await,
-            Command::Reload => self.reload().await,
+            Command::Reload => {
+                let answer = self.reload().await;
+                return Self::answer(&caller, answer);
+            }
             Command::PoolSwap { listener, pool, if_version } => {
                 self.change_pools(|pools| pools.swap(&listener, &pool, if_version)).await
             }

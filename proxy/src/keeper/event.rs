@@ -42,6 +42,10 @@ pub(super) enum Event {
         generation: u32,
         exit: Exit,
     },
+    /// The channel to this generation has ended.
+    Unlinked {
+        generation: u32,
+    },
     /// The delay of a shutdown is over.
     StopAccepting,
     Tick,

@@ -4,7 +4,6 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::link::Link;
@@ -23,8 +22,6 @@ pub(super) struct Generation {
     pub since: Instant,
     /// When it is killed if it has not ended by itself.
     pub deadline: Option<Deadline>,
-    /// True once the process is reaped.
-    pub gone: watch::Sender<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

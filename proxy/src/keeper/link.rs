@@ -61,6 +61,12 @@ impl Link {
         Self { requests, _line: Rc::new(AbortOnDropHandle::new(task)) }
     }
 
+    /// Resolves when the channel has ended. Does not keep it alive.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let requests = self.requests.clone();
+        async move { requests.closed().await }
+    }
+
     /// The worker polls its listeners. Returns the moment of its first poll, CLOCK_MONOTONIC nanoseconds.
     pub(super) async fn commit(&self) -> Result<u64, LinkError> {
         self.ask("commit", Request::Commit).await

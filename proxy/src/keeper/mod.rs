@@ -31,6 +31,7 @@ mod upgrade;
 pub use next::{Loaded, load};
 pub use preflight::answer as answer_preflight;
 pub use run::{RunError, run};
+pub use state_dir::{StateDir, StateDirError};
 pub use surroundings::{inherited_sockets, raise_descriptor_limit, started_from};
 
 /// How a keeper is started.

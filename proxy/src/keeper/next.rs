@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::pinned::{PinError, Pinned, hex};
 use super::preflight::{self, PreflightError};
@@ -56,7 +56,9 @@ pub(super) async fn preflight(
     deadline: Instant,
 ) -> Result<Next, NotNext> {
     // Copying tens of megabytes takes as long as a message round trip; the owner loop goes on meanwhile.
-    let copied = tokio::task::spawn_blocking(move || Pinned::of(&binary)).await;
+    let path = binary.display().to_string();
+    let copied = timeout_at(deadline, tokio::task::spawn_blocking(move || Pinned::of(&binary))).await;
+    let copied = copied.map_err(|_| NotNext::Config(format!("{path} could not be read within ready_timeout")))?;
     let pinned = Rc::new(copied.map_err(|error| NotNext::Config(error.to_string()))??);
     let passport = preflight::run(&pinned, &config, &reaper, deadline).await?;
     let loaded = load(&config).map_err(NotNext::Config)?;

@@ -69,6 +69,10 @@ pub(super) struct Keeper {
     pub reaper: Reaper,
     /// What runs beside the loop; ends with the keeper.
     pub tasks: JoinSet<()>,
+    /// A shutdown has closed the listeners: no worker is started any more.
+    pub closing: bool,
+    /// Generations that died before they were enlisted: their leases are still in the ledger.
+    pub stillborn: Vec<u32>,
     /// Set when the loop is to end.
     pub ended: Option<Result<(), RunError>>,
     pub greeting: Option<String>,
@@ -114,6 +118,8 @@ impl Keeper {
             events,
             reaper,
             tasks: JoinSet::new(),
+            closing: false,
+            stillborn: Vec::new(),
             ended: None,
             greeting,
             started,
@@ -157,6 +163,7 @@ impl Keeper {
             Event::Restart => self.start_worker(),
             Event::Restarted { attempt, spawned } => self.restarted(attempt, spawned).await,
             Event::Exited { generation, exit } => self.exited(generation, exit).await,
+            Event::Unlinked { generation } => self.unlinked(generation),
             Event::StopAccepting => self.stop_accepting().await,
             Event::Tick => self.tick().await,
         }
@@ -164,6 +171,9 @@ impl Keeper {
 
     /// Looks after what no event tells of: generations past their deadline, and a ledger that fills up.
     async fn tick(&mut self) {
+        for generation in std::mem::take(&mut self.stillborn) {
+            self.ledger.bury(generation, &mut |_| ());
+        }
         for generation in self.generations.values() {
             if generation.deadline.is_some_and(|deadline| deadline.overdue()) {
                 tracing::warn!(

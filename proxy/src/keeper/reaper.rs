@@ -1,4 +1,4 @@
-//! The one owner of dead children: `waitid` on SIGCHLD, each status told to whoever waits for it. As PID 1 of a container
+//! The one owner of dead children: `waitpid` on SIGCHLD, each status told to whoever waits for it. As PID 1 of a container
 //! it also collects orphans that are none of ours.
 
 use std::cell::RefCell;
@@ -8,9 +8,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -103,14 +102,15 @@ impl Reaper {
     }
 
     fn collect(&self) {
-        while let Ok(status) = waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
-            let (pid, exit) = match status {
-                WaitStatus::Exited(pid, status) => (pid, Exit::Status(status)),
-                WaitStatus::Signaled(pid, signal, _) => (pid, Exit::Signal(signal as i32)),
-                WaitStatus::StillAlive => return,
-                _ => continue,
+        // An error is ECHILD: there is no child at all.
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            // The raw number: a real-time signal has no name, and kills all the same.
+            let exit = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Exit::Status(code),
+                (None, Some(signal)) => Exit::Signal(signal),
+                (None, None) => continue,
             };
-            if let Some(waiter) = self.waiting.borrow_mut().remove(&pid.as_raw()) {
+            if let Some(waiter) = self.waiting.borrow_mut().remove(&pid.as_raw_nonzero().get()) {
                 let _ = waiter.send(exit);
             }
         }

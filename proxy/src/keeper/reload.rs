@@ -19,23 +19,35 @@ use crate::observe::scene::Standing;
 impl Keeper {
     pub(super) async fn reload(&mut self) -> Result<Changed, Failure> {
         let done = self.try_reload().await;
-        let result = if done.is_ok() { "applied" } else { "refused" };
+        let result = match &done {
+            Ok(changed) => {
+                tracing::info!("{}", changed.summary);
+                changed.changes.iter().for_each(|change| tracing::info!("{change}"));
+                "applied"
+            }
+            Err(failure) => {
+                tracing::error!("{failure}");
+                "refused"
+            }
+        };
         self.tally.reloads.with_label_values(&[result]).inc();
         done
     }
 
     pub(super) async fn reload_by_signal(&mut self) {
-        match self.reload().await {
-            Ok(changed) => tracing::info!("{}", changed.summary),
-            Err(failure) => tracing::error!("reload refused: {failure}"),
-        }
+        // Both ways in log how it ended; there is nobody else to tell.
+        let _ = self.reload().await;
     }
 
     async fn try_reload(&mut self) -> Result<Changed, Failure> {
-        self.may_change()?;
+        self.may_change().map_err(|failure| Failure { message: format!("reload refused: {failure}"), ..failure })?;
         let version = self.config_version;
         let keep = |why: String| {
-            Failure::failed(format!("{why}\nthe configuration in force (version {version}) is unchanged"))
+            let unchanged = format!("the configuration in force (version {version}) is unchanged");
+            Failure::failed(match why.contains('\n') {
+                true => format!("reload refused; {unchanged}:\n{why}"),
+                false => format!("reload refused: {why}; {unchanged}"),
+            })
         };
         let loaded = next::load(&self.loaded.path).map_err(keep)?;
         let change = Change::between(self.config(), &loaded.config);
@@ -64,7 +76,7 @@ impl Keeper {
             .cloned()
             .collect();
         self.put_in_force(loaded, pools).await.map_err(|why| keep(why.message))?;
-        self.drain_listeners(&removed).await;
+        self.drain_listeners(&removed);
         let version = self.config_version;
         Ok(Changed { summary: format!("configuration version {version} is in force"), changes, version })
     }
@@ -106,8 +118,9 @@ impl Keeper {
         }
         let retired = before.retired(&self.pools);
         let disabled = newly_disabled(&before, &self.pools);
-        self.drain_backends(&retired, Purpose::BackendRemoved).await;
-        self.drain_backends(&disabled, Purpose::Admin).await;
+        self.drain_backends(&retired, Purpose::BackendRemoved);
+        self.drain_backends(&disabled, Purpose::BackendDisabled);
+        self.undrain_backends(&newly_disabled(&self.pools, &before));
         // A worker that is being started was given what was in force before.
         self.start_worker();
         Ok(())
@@ -119,6 +132,7 @@ impl Keeper {
         let Some(worker) = self.serving_generation() else { return Ok(()) };
         let (link, process, id) = (worker.link.clone(), worker.process.clone(), worker.id);
         let sockets = self.sockets.duplicates(Some(added)).map_err(|error| failed(&error))?;
+        has_room(process.pid, sockets.len() * (1 + config.runtime.threads)).map_err(|why| failed(&why))?;
         let plan = plan_of(config, self.config_version + 1, pools);
         let told = async {
             link.sockets(sockets).await?;
@@ -136,32 +150,60 @@ impl Keeper {
         }
     }
 
-    async fn drain_listeners(&mut self, names: &[String]) {
+    fn drain_listeners(&mut self, names: &[String]) {
         for name in names {
-            self.drain_everywhere(Scope::Listener { name: name.clone() }, Purpose::ListenerRemoved).await;
+            self.drain_everywhere(Scope::Listener { name: name.clone() }, Purpose::ListenerRemoved);
         }
     }
 
-    async fn drain_backends(&mut self, backends: &[Retired], purpose: Purpose) {
+    fn drain_backends(&mut self, backends: &[Retired], purpose: Purpose) {
         for Retired { pool, backend } in backends {
             let scope = Scope::Backend { pool: pool.clone(), name: backend.clone() };
-            self.drain_everywhere(scope, purpose).await;
+            self.drain_everywhere(scope, purpose);
+        }
+    }
+
+    /// Disabled before, and not any more.
+    fn undrain_backends(&mut self, backends: &[Retired]) {
+        for Retired { pool, backend } in backends {
+            let order = Order::Undrain { scope: Scope::Backend { pool: pool.clone(), name: backend.clone() } };
+            self.tell_everyone("undrain", &order);
         }
     }
 
     /// Of every generation: sessions that an earlier one still serves are meant as well.
-    async fn drain_everywhere(&mut self, scope: Scope, purpose: Purpose) {
+    fn drain_everywhere(&mut self, scope: Scope, purpose: Purpose) {
         let drain = self.config().drain;
         let order = Order::Drain { scope, purpose, timeout: drain.timeout, spread: drain.spread, how: drain.close };
+        self.tell_everyone("drain", &order);
+    }
+
+    /// Beside the loop: a generation that hangs must not hold up the others. Each gets its orders in this order.
+    fn tell_everyone(&mut self, what: &'static str, order: &Order) {
         for generation in self.generations.values() {
-            if let Err(error) = generation.link.order("drain", &order).await {
-                tracing::warn!(generation = generation.id, %error, "sessions do not drain");
-            }
+            let (id, link, order) = (generation.id, generation.link.clone(), order.clone());
+            self.tasks.spawn_local(async move {
+                if let Err(error) = link.order(what, &order).await {
+                    tracing::warn!(generation = id, %error, "{what} not acknowledged");
+                }
+            });
         }
     }
 
     pub(super) fn answer(caller: &Caller, answer: Result<Changed, Failure>) {
         Self::tell(caller, answer.map_or_else(Line::Failed, |changed| Line::Done(Reply::Changed(changed))));
+    }
+}
+
+/// Whether a worker can take so many more descriptors: one that cannot would lose them on the way, and with them the channel.
+/// (Workers have our limit.)
+fn has_room(worker: u32, needed: usize) -> Result<(), String> {
+    let Ok(open) = std::fs::read_dir(format!("/proc/{worker}/fd")).map(Iterator::count) else { return Ok(()) };
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let need = open + needed;
+    match need as u64 > limit {
+        true => Err(format!("the worker would need {need} descriptors for the new listeners, limit {limit}")),
+        false => Ok(()),
     }
 }
 

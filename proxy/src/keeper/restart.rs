@@ -4,11 +4,12 @@
 use std::io::Write;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::task::AbortHandle;
 
 use super::event::Event;
 use super::generation::{Generation, State};
-use super::link::Link;
+use super::link::{Link, LinkError};
 use super::owner::Keeper;
 use super::reaper::{Child, Exit};
 use super::run::RunError;
@@ -24,26 +25,28 @@ use handoff::ledger::SessionSnapshot;
 #[derive(Debug, Default)]
 pub(super) struct Restart {
     attempt: u64,
+    generation: u32,
     task: Option<AbortHandle>,
 }
 
 impl Restart {
-    /// Ends the attempt; its process dies with it.
-    fn abandon(&mut self) {
+    /// Ends the attempt; its process dies with it. Returns the generation it was to be.
+    fn abandon(&mut self) -> Option<u32> {
         self.attempt += 1;
-        if let Some(task) = self.task.take() {
+        self.task.take().map(|task| {
             task.abort();
-        }
+            self.generation
+        })
     }
 }
 
 impl Keeper {
     /// Starts a worker with what is in force now; an attempt with something older is abandoned.
     pub(super) fn start_worker(&mut self) {
-        if self.serving.is_some() || self.standing == Standing::ShuttingDown {
+        if self.serving.is_some() || self.closing {
             return;
         }
-        self.restart.abandon();
+        self.abandon_restart();
         let attempt = self.restart.attempt;
         self.last_generation += 1;
         let generation = self.last_generation;
@@ -56,7 +59,11 @@ impl Keeper {
             };
             Event::Restarted { attempt, spawned: spawned.map(Box::new) }
         });
-        self.restart.task = Some(task);
+        (self.restart.task, self.restart.generation) = (Some(task), generation);
+    }
+
+    pub(super) fn abandon_restart(&mut self) {
+        self.stillborn.extend(self.restart.abandon());
     }
 
     fn dowry(&mut self, generation: u32) -> std::io::Result<Dowry> {
@@ -80,31 +87,73 @@ impl Keeper {
 
     pub(super) async fn restarted(&mut self, attempt: u64, spawned: Result<Box<Ready>, SpawnError>) {
         if attempt != self.restart.attempt {
-            return;
+            return self.discard(spawned);
         }
         self.restart.task = None;
         match spawned {
             Ok(ready) => {
-                let (generation, link) = self.enlist(*ready);
-                match link.commit().await {
+                let (generation, link, segments) = self.enlist(*ready);
+                match self.begin(&link, segments).await {
                     Ok(_) => self.serve(generation),
-                    // Its exit is on the way, and brings the next attempt.
-                    Err(error) => tracing::warn!(generation, %error, "worker lost before it served"),
+                    Err(error) => {
+                        tracing::error!(generation, %error, "worker lost before it served; trying again");
+                        self.kill_generation(generation);
+                        self.retry(None);
+                    }
                 }
             }
-            Err(error) if self.standing == Standing::Starting => {
-                self.ended = Some(Err(RunError::First(Box::new(error))))
-            }
             Err(error) => {
+                self.stillborn.push(error.generation);
+                if self.standing == Standing::Starting {
+                    self.ended = Some(Err(RunError::First(Box::new(error))));
+                    return;
+                }
                 tracing::error!(%error, "worker not restarted; connections wait, trying again");
                 self.retry(None);
             }
         }
     }
 
+    /// Lets a READY worker poll, after giving it what the ledger has grown by since it was started.
+    pub(super) async fn begin(&mut self, link: &Link, segments: usize) -> Result<u64, LinkError> {
+        for segment in self.ledger.segments().iter().skip(segments) {
+            if let Some(fd) = self.ledger.descriptor(segment.index()) {
+                link.segment(segment.index(), fd.try_clone_to_owned()?).await?;
+            }
+        }
+        link.commit().await
+    }
+
+    /// Ends what became READY, or failed, when nobody wanted it any more.
+    pub(super) fn discard(&mut self, spawned: Result<Box<Ready>, SpawnError>) {
+        match spawned {
+            Ok(ready) => {
+                let (generation, ..) = self.enlist(*ready);
+                self.kill_generation(generation);
+            }
+            Err(error) => self.stillborn.push(error.generation),
+        }
+    }
+
+    pub(super) fn kill_generation(&self, generation: u32) {
+        if let Some(generation) = self.generations.get(&generation) {
+            generation.process.kill(Signal::KILL);
+        }
+    }
+
+    /// A worker that serves but is no longer heard follows no order any more: it is replaced. (One that drains ends by
+    /// itself, at the latest at its deadline.)
+    pub(super) fn unlinked(&mut self, generation: u32) {
+        if self.serving == Some(generation) {
+            tracing::error!(generation, "the channel to the serving worker has ended");
+            self.kill_generation(generation);
+        }
+    }
+
     /// Takes a READY worker among the generations, and watches it.
-    pub(super) fn enlist(&mut self, ready: Ready) -> (u32, Link) {
-        let Ready { generation, pinned, version, child, link } = ready;
+    /// Also says how many ledger segments it was given.
+    pub(super) fn enlist(&mut self, ready: Ready) -> (u32, Link, usize) {
+        let Ready { generation, pinned, version, child, link, segments } = ready;
         let Child { process, .. } = &child;
         let known = Generation {
             id: generation,
@@ -115,12 +164,16 @@ impl Keeper {
             pinned,
             since: tokio::time::Instant::now(),
             deadline: None,
-            gone: tokio::sync::watch::Sender::new(false),
         };
         self.generations.insert(generation, known);
         let mut child = child;
         self.later(async move { Event::Exited { generation, exit: child.exited().await } });
-        (generation, link)
+        let ended = link.ended();
+        self.later(async move {
+            ended.await;
+            Event::Unlinked { generation }
+        });
+        (generation, link, segments)
     }
 
     fn serve(&mut self, generation: u32) {
@@ -134,27 +187,30 @@ impl Keeper {
         } else {
             tracing::info!(generation, "worker restarted; serving");
         }
-        self.standing = Standing::Serving;
+        if self.standing != Standing::ShuttingDown {
+            self.standing = Standing::Serving;
+        }
     }
 
     pub(super) async fn exited(&mut self, id: u32, exit: Exit) {
         let Some(generation) = self.generations.remove(&id) else { return };
         self.bury(id, &generation, exit);
-        let _ = generation.gone.send(true);
         if self.serving == Some(id) {
             self.lost_serving(&generation, exit);
         }
-        if self.standing == Standing::ShuttingDown && self.generations.is_empty() {
+        if self.closing && self.generations.is_empty() {
             self.ended = Some(Ok(()));
         }
     }
 
     fn lost_serving(&mut self, generation: &Generation, exit: Exit) {
         self.serving = None;
-        if self.standing == Standing::ShuttingDown {
+        if self.closing {
             return;
         }
-        self.standing = Standing::Restarting;
+        if self.standing != Standing::ShuttingDown {
+            self.standing = Standing::Restarting;
+        }
         self.tally.restarts.with_label_values(&[exit.cause()]).inc();
         tracing::error!(generation = generation.id, pid = generation.process.pid, %exit, "worker lost; connections wait for its successor");
         self.abandon_upgrade(&format!(
@@ -179,11 +235,15 @@ impl Keeper {
 
     /// Counts and logs what a dead process left in the ledger, and frees it.
     fn bury(&mut self, id: u32, generation: &Generation, exit: Exit) {
-        if exit != Exit::Status(0) && generation.state == State::Draining {
-            tracing::warn!(generation = id, pid = generation.process.pid, %exit, "draining worker ended");
+        match (generation.state, exit) {
+            (State::Draining, Exit::Status(0)) => tracing::info!(generation = id, "drained; gone"),
+            (State::Draining, _) => {
+                tracing::warn!(generation = id, pid = generation.process.pid, %exit, "draining worker ended");
+            }
+            (State::Serving, _) => {}
         }
         let (reason, cause) = match self.standing {
-            Standing::ShuttingDown => (Reason::ShutdownForced, Some(Cause::Shutdown)),
+            Standing::ShuttingDown if self.closing => (Reason::ShutdownForced, Some(Cause::Shutdown)),
             _ if generation.deadline.is_some_and(|deadline| deadline.overdue()) => {
                 (Reason::DrainForced, Some(Cause::Drain))
             }

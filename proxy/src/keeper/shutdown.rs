@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use admin::command::{Line, Reply};
+use admin::command::{Failure, Line, Reply};
 use rustix::process::Signal;
 
 use super::event::{Caller, Event};
@@ -35,11 +35,23 @@ impl Keeper {
     }
 
     pub(super) async fn shutdown_by_command(&mut self, caller: &Caller) {
+        if self.standing == Standing::ShuttingDown {
+            let live = self.generations.keys().map(|id| self.sessions_of(*id)).sum::<u64>();
+            let message = format!(
+                "already shutting down, {live} sessions are left; nothing changed (a second TERM to pid {} ends it at once)",
+                std::process::id()
+            );
+            return Self::tell(caller, Line::Failed(Failure::conflict(message)));
+        }
         Self::tell(caller, Line::Done(Reply::ShuttingDown));
         self.terminate().await;
     }
 
     pub(super) async fn stop_accepting(&mut self) {
+        if std::mem::replace(&mut self.closing, true) {
+            return;
+        }
+        self.abandon_restart();
         if let Some(serving) = self.serving_generation() {
             let (id, link) = (serving.id, serving.link.clone());
             let stopped = async {
@@ -63,15 +75,19 @@ impl Keeper {
             generation.state = State::Draining;
             // One that drains already keeps its earlier deadline.
             generation.deadline = generation.deadline.or_else(|| drain.timeout.map(Deadline::after));
-            for (what, order) in [("drain", &order), ("finish", &Order::Finish)] {
-                if let Err(error) = generation.link.order(what, order).await {
-                    tracing::warn!(generation = generation.id, %error, "does not drain; killed");
-                    generation.process.kill(Signal::KILL);
-                    break;
+            let (id, link, process) = (generation.id, generation.link.clone(), generation.process.clone());
+            let order = order.clone();
+            // Beside the loop: one that hangs must not keep a second request to end from being heard.
+            self.tasks.spawn_local(async move {
+                for (what, order) in [("drain", order), ("finish", Order::Finish)] {
+                    if let Err(error) = link.order(what, &order).await {
+                        tracing::warn!(generation = id, %error, "does not drain; killed");
+                        return process.kill(Signal::KILL);
+                    }
                 }
-            }
+            });
         }
-        // The workers have closed theirs: with ours the ports are free.
+        // With the workers' copies the ports are free.
         self.sockets.close_all();
         if self.generations.is_empty() {
             self.ended = Some(Ok(()));
@@ -80,6 +96,8 @@ impl Keeper {
 
     /// Sessions that are cut here are counted by the keeper, from their records.
     fn end_at_once(&mut self) {
+        self.closing = true;
+        self.abandon_restart();
         for generation in self.generations.values() {
             generation.process.kill(Signal::KILL);
         }

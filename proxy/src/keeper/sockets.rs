@@ -47,7 +47,9 @@ pub struct BindError {
 impl BindError {
     fn new(listener: &str, bind: &Bind, source: io::Error) -> Self {
         let hint = match source.kind() {
-            io::ErrorKind::AddrInUse => "; another program holds it: stop that program, or choose another address",
+            io::ErrorKind::AddrInUse => {
+                "; another program holds it, or a listener of ours that this change removes (then remove it first, in a reload of its own)"
+            }
             io::ErrorKind::PermissionDenied => {
                 "; ports below 1024 need CAP_NET_BIND_SERVICE, or a socket from the service manager"
             }

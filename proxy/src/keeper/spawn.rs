@@ -39,6 +39,8 @@ pub(super) struct Ready {
     pub version: String,
     pub child: Child,
     pub link: Link,
+    /// Ledger segments it was given.
+    pub segments: usize,
 }
 
 /// Failed at `step`; the process, if there was one, is dead and reaped.
@@ -89,8 +91,8 @@ pub(super) async fn spawn(
     .await;
     match offered {
         Ok((predecessor, version)) => {
-            let link = Link::start(predecessor);
-            Ok(Ready { generation, pinned: dowry.pinned, version, child: child.keep(), link })
+            let (link, segments) = (Link::start(predecessor), dowry.segments.len());
+            Ok(Ready { generation, pinned: dowry.pinned, version, child: child.keep(), link, segments })
         }
         Err(error) => Err(SpawnError {
             generation,

@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 
 /// Held for the life of the keeper. The lock's descriptor is close-on-exec: a worker must not inherit it.
 #[derive(Debug)]
-pub(super) struct StateDir {
+pub struct StateDir {
     _lock: File,
 }
 
@@ -26,7 +26,7 @@ pub enum StateDirError {
 }
 
 impl StateDir {
-    pub(super) fn claim(path: &Path) -> Result<Self, StateDirError> {
+    pub fn claim(path: &Path) -> Result<Self, StateDirError> {
         let io = |source| StateDirError::Io { path: path.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
         let meta = fs::symlink_metadata(path).map_err(io)?;

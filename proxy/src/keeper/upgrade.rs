@@ -7,10 +7,8 @@ use std::time::Duration;
 use admin::command::{
     self, Failure, FailureKind, Line, Reply, SessionsAtUpgrade, UpgradePlan, UpgradeReport, UpgradeResult,
 };
-use rustix::process::Signal;
-use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::event::{Caller, Event};
 use super::generation::{Deadline, State};
@@ -52,9 +50,6 @@ struct Pending {
     added: Vec<String>,
 }
 
-/// For the oldest generation to end when there are too many.
-const MAKE_ROOM: Duration = Duration::from_secs(5);
-
 impl Keeper {
     pub(super) fn start_upgrade(&mut self, asked: command::Upgrade, caller: Caller) {
         if let Err(failure) = self.may_upgrade(&asked) {
@@ -67,7 +62,8 @@ impl Keeper {
         let id = self.last_upgrade;
         let binary = asked.binary.map_or_else(|| self.pinned.path.clone(), PathBuf::from);
         let config = asked.config.map_or_else(|| self.loaded.path.clone(), PathBuf::from);
-        tracing::info!(upgrade = id, binary = %binary.display(), config = %config.display(), "upgrade begins");
+        let dry_run = asked.dry_run;
+        tracing::info!(upgrade = id, dry_run, binary = %binary.display(), config = %config.display(), "upgrade begins");
         let now = Instant::now();
         let (from, to) = (self.serving.unwrap_or(0), self.last_generation + 1);
         let mut upgrade = Upgrade {
@@ -180,17 +176,13 @@ impl Keeper {
             plan: plan_bytes(&plan_of(&config, self.config_version + 1, &pools)).map_err(|error| error.to_string())?,
             ready_timeout: config.upgrade.ready_timeout,
         };
-        let room = self.make_room(config.upgrade.max_generations).await;
-        self.spawn_for_upgrade(id, dowry, room);
+        self.spawn_for_upgrade(id, dowry);
         Ok(())
     }
 
-    fn spawn_for_upgrade(&mut self, id: u64, dowry: Dowry, room: Option<Evicted>) {
+    fn spawn_for_upgrade(&mut self, id: u64, dowry: Dowry) {
         let (reaper, events) = (self.reaper.clone(), self.events.clone());
         let task = self.later(async move {
-            if let Some(evicted) = room {
-                evicted.gone().await;
-            }
             let spawned = spawn::spawn(dowry, &reaper, |step| {
                 // A full queue loses a line of progress, never the upgrade.
                 let _ = events.try_send(Event::Step { upgrade: id, step });
@@ -202,45 +194,39 @@ impl Keeper {
         }
     }
 
-    /// With as many generations alive as allowed, the oldest that drains is closed by force.
-    async fn make_room(&mut self, max_generations: usize) -> Option<Evicted> {
-        if self.generations.len() < max_generations {
-            return None;
+    /// With more generations alive than allowed, the oldest that drain are closed by force. Only now, when the new one
+    /// serves: an upgrade that fails costs nobody anything.
+    async fn make_room(&mut self) {
+        let surplus = self.generations.len().saturating_sub(self.config().upgrade.max_generations);
+        let drains = self.generations.values().filter(|generation| generation.state == State::Draining);
+        let oldest: Vec<u32> = drains.map(|generation| generation.id).take(surplus).collect();
+        let how = self.config().drain.close;
+        for id in oldest {
+            let forced = self.sessions_of(id);
+            let Some(generation) = self.generations.get_mut(&id) else { continue };
+            tracing::warn!(generation = id, sessions = forced, "too many generations; the oldest is closed by force");
+            generation.deadline = Some(Deadline::after(Duration::ZERO));
+            let (scope, purpose) = (Scope::All, Purpose::Generations);
+            let order = Order::Drain { scope, purpose, timeout: Some(Duration::ZERO), spread: Duration::ZERO, how };
+            if let Err(error) = generation.link.order("drain", &order).await {
+                tracing::warn!(generation = id, %error, "the oldest generation does not answer");
+            }
+            if let Some(upgrade) = &mut self.upgrade {
+                upgrade.forced += forced;
+            }
         }
-        let oldest = self.generations.values().find(|generation| generation.state == State::Draining)?.id;
-        let forced = self.sessions_of(oldest);
-        if let Some(upgrade) = &mut self.upgrade {
-            upgrade.forced = forced;
-        }
-        let oldest = self.generations.get_mut(&oldest)?;
-        tracing::warn!(generation = oldest.id, max_generations, "too many generations; the oldest is closed by force");
-        oldest.deadline = Some(Deadline::after(Duration::ZERO));
-        let evicted = Evicted { process: oldest.process.clone(), gone: oldest.gone.subscribe() };
-        let link = oldest.link.clone();
-        let order = Order::Drain {
-            scope: Scope::All,
-            purpose: Purpose::Generations,
-            timeout: Some(Duration::ZERO),
-            spread: Duration::ZERO,
-            how: self.config().drain.close,
-        };
-        if let Err(error) = link.order("drain", &order).await {
-            tracing::warn!(%error, "the oldest generation does not answer");
-        }
-        Some(evicted)
     }
 
     pub(super) async fn spawned_for_upgrade(&mut self, id: u64, spawned: Result<Box<Ready>, SpawnError>) {
         if self.upgrade.as_ref().is_none_or(|upgrade| upgrade.id != id) {
-            // Abandoned meanwhile: what became READY too late ends.
-            if let Ok(ready) = spawned {
-                ready.child.process.kill(Signal::KILL);
-            }
-            return;
+            return self.discard(spawned);
         }
         match spawned {
             Ok(ready) => self.commit(id, *ready).await,
-            Err(error) => self.fail_upgrade_at(error.step, &error.to_string()),
+            Err(error) => {
+                self.stillborn.push(error.generation);
+                self.fail_upgrade_at(error.step, &error.to_string());
+            }
         }
     }
 
@@ -248,13 +234,11 @@ impl Keeper {
     async fn commit(&mut self, id: u64, ready: Ready) {
         self.upgrade_step(id, "commit");
         let pinned = ready.pinned.clone();
-        let (new, link) = self.enlist(ready);
-        let first_poll = match link.commit().await {
+        let (new, link, segments) = self.enlist(ready);
+        let first_poll = match self.begin(&link, segments).await {
             Ok(first_poll) => first_poll,
             Err(error) => {
-                if let Some(generation) = self.generations.get(&new) {
-                    generation.process.kill(Signal::KILL);
-                }
+                self.kill_generation(new);
                 return self.fail_upgrade_at("commit", &format!("generation {new}: {error}"));
             }
         };
@@ -271,6 +255,7 @@ impl Keeper {
             None => (Duration::ZERO, 0),
         };
         self.upgrade_step(id, "finish");
+        self.make_room().await;
         let surplus = self.sockets.surplus(self.config());
         self.sockets.close(&surplus);
         self.sockets.refresh(&self.loaded.config);
@@ -342,11 +327,12 @@ impl Keeper {
         upgrade.step = step;
         if let Some(task) = upgrade.task.take() {
             task.abort();
+            self.stillborn.push(upgrade.to);
         }
         let added = upgrade.next.take().map(|next| next.added).unwrap_or_default();
         self.sockets.close(&added);
         self.tally.upgrades.with_label_values(&["failed"]).inc();
-        let message = format!("upgrade failed at {step}: {reason}; {}", self.still_serving());
+        let message = upgrade_failed(step, reason, &self.still_serving());
         let version = self.serving_generation().map(|generation| generation.version.clone()).unwrap_or_default();
         let Some(upgrade) = &self.upgrade else { return };
         let report = serde_json::to_value(report(upgrade, UpgradeResult::Failed, reason, version)).ok().map(Box::new);
@@ -364,23 +350,6 @@ impl Keeper {
     }
 }
 
-/// A generation that must be gone before another is started.
-struct Evicted {
-    process: super::reaper::Process,
-    gone: watch::Receiver<bool>,
-}
-
-impl Evicted {
-    async fn gone(mut self) {
-        for _ in 0..2 {
-            if timeout(MAKE_ROOM, self.gone.wait_for(|gone| *gone)).await.is_ok() {
-                return;
-            }
-            self.process.kill(Signal::KILL);
-        }
-    }
-}
-
 /// What a generation that polls no more is told.
 async fn retirement(link: Link, generation: u32, drain: Drain) {
     let order = Order::Drain {
@@ -393,6 +362,16 @@ async fn retirement(link: Link, generation: u32, drain: Drain) {
     for (what, order) in [("drain", order), ("finish", Order::Finish)] {
         if let Err(error) = link.order(what, &order).await {
             tracing::warn!(generation, %error, "the old generation does not drain");
+        }
+    }
+}
+
+/// One line for an operator; the mistakes of a file follow it.
+fn upgrade_failed(step: &str, reason: &str, still: &str) -> String {
+    match reason.split_once('\n') {
+        None => format!("upgrade failed at {step}: {reason}; {still}"),
+        Some((headline, rest)) => {
+            format!("upgrade failed at {step}: {}; {still}\n{rest}", headline.trim_end_matches(':'))
         }
     }
 }

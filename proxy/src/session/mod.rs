@@ -29,6 +29,7 @@ pub use abort::AbortOnPanic;
 pub use book::{Book, ListenerBook};
 pub use ending::{Ending, Unsent};
 pub use options::set_listener;
+pub use pipe::allow_pipes;
 pub use socket::{Socket, register};
 pub use table::{Accepted, Measured, NoRecord, Scope, Table};
 pub use terms::{Census, Seat, Terms};
@@ -215,7 +216,8 @@ impl Session {
             Phase::Relaying(relaying) => relaying.unsent(),
             Phase::Over => return None,
         };
-        Some(Measured { id: self.meter.id(), idle_ms: self.idle_ms(clock::coarse_ms()), unsent })
+        let (id, opened_ms) = (self.meter.id(), self.meter.opened_ms());
+        Some(Measured { id, opened_ms, idle_ms: self.idle_ms(clock::coarse_ms()), unsent })
     }
 
     fn idle_ms(&self, now: u64) -> u64 {

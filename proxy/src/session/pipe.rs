@@ -1,7 +1,6 @@
 //! Pipes for `splice`, kept per thread: making one costs more than it moves at first.
 
-use std::cell::RefCell;
-use std::io;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
@@ -18,6 +17,14 @@ const KEPT: usize = 32;
 
 thread_local! {
     static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+    /// How many more this thread may make.
+    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// Lets this thread have so many pipes at a time; beyond that, directions go on copying. What sessions and listeners were
+/// promised must not end up as pipes.
+pub fn allow_pipes(most: usize) {
+    LEFT.set(most);
 }
 
 #[derive(Debug)]
@@ -30,7 +37,7 @@ pub(super) struct Pipe {
 impl Pipe {
     /// An empty pipe; `None` if none worth having can be made.
     pub(super) fn take() -> Option<Self> {
-        POOL.with_borrow_mut(Vec::pop).or_else(|| Self::make().ok().filter(|pipe| pipe.size >= SMALLEST))
+        POOL.with_borrow_mut(Vec::pop).or_else(|| Self::make().filter(|pipe| pipe.size >= SMALLEST))
     }
 
     /// Keeps an empty pipe for the next session. One that holds bytes of this session is closed.
@@ -43,10 +50,19 @@ impl Pipe {
         });
     }
 
-    fn make() -> io::Result<Self> {
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        let size = fcntl_setpipe_size(&writer, SIZE).or_else(|_| fcntl_getpipe_size(&writer))?;
-        Ok(Self { reader, writer, size })
+    fn make() -> Option<Self> {
+        let left = LEFT.get().checked_sub(1)?;
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+        let size = fcntl_setpipe_size(&writer, SIZE).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
+        LEFT.set(left);
+        Some(Self { reader, writer, size })
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // At the end of its thread the count may be gone before the pool is.
+        let _ = LEFT.try_with(|left| left.set(left.get().saturating_add(1)));
     }
 }
 
@@ -56,6 +72,15 @@ mod tests {
 
     fn kept() -> usize {
         POOL.with_borrow(Vec::len)
+    }
+
+    #[test]
+    fn no_more_are_made_than_allowed_and_a_closed_one_may_be_made_again() {
+        allow_pipes(1);
+        let one = Pipe::take().unwrap();
+        assert!(Pipe::take().is_none());
+        drop(one);
+        assert!(Pipe::take().is_some());
     }
 
     #[test]

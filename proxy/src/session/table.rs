@@ -38,6 +38,7 @@ pub enum Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measured {
     pub id: u64,
+    pub opened_ms: u64,
     pub idle_ms: u64,
     pub unsent: Unsent,
 }

@@ -121,7 +121,11 @@ impl Control {
                 word = self.successor.next() => self.heed(word?).await?,
                 _ = heartbeat.tick() => {
                     let sessions = self.plane.sessions() as u64;
-                    self.successor.send(Reply::Heartbeat { sessions }).await?;
+                    match self.successor.send(Reply::Heartbeat { sessions }).await {
+                        // A keeper that is stopped reads nothing; that it lives is all that matters.
+                        Ok(()) | Err(HandoffError::Deadline { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
                 }
                 () = self.plane.emptied(), if self.finishing => return Ok(()),
             }
@@ -186,6 +190,10 @@ impl Control {
                 self.plane.drain(DrainOrder { scope, timeout, spread, close: how, reason, cause }).await;
                 Answer::Done
             }
+            Order::Undrain { scope } => {
+                self.plane.undrain(&drain_scope(scope));
+                Answer::Done
+            }
             Order::AcceptQueue { limit } => match self.plane.accept_queue(limit).await {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Refused { why: error.to_string() },
@@ -236,7 +244,7 @@ fn hung(error: &PlaneError) {
 
 fn words(purpose: Purpose) -> (Reason, Cause) {
     match purpose {
-        Purpose::Upgrade | Purpose::ListenerRemoved => (Reason::DrainForced, Cause::Drain),
+        Purpose::Upgrade | Purpose::ListenerRemoved | Purpose::BackendDisabled => (Reason::DrainForced, Cause::Drain),
         Purpose::Generations => (Reason::DrainForced, Cause::Generations),
         Purpose::Shutdown => (Reason::ShutdownForced, Cause::Shutdown),
         Purpose::Admin => (Reason::AdminKilled, Cause::Admin),

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::order::{Line, Order, Which};
 use crate::config::ForcedClose;
 use crate::observe::reason::{Cause, Reason};
-use crate::session::{Ending, Measured, Scope};
+use crate::session::{Ending, Measured, Scope, clock};
 
 /// Shortest time between two rounds of closes.
 const ROUND: Duration = Duration::from_millis(10);
@@ -34,12 +34,14 @@ pub struct DrainOrder {
 
 /// Closes nothing before timeout - spread, and has closed all at the timeout.
 pub(super) async fn run(order: DrainOrder, lines: Vec<Line>) {
+    let begun_ms = clock::coarse_ms();
     let Some(timeout) = order.timeout else { return };
     let spread = order.spread.min(timeout);
     let end = Instant::now() + timeout;
     let window = Window { start: end - spread, spread };
     sleep_until(window.start).await;
-    let drain = Drain { ending: Ending { reason: order.reason, cause: order.cause, how: order.close }, lines };
+    let ending = Ending { reason: order.reason, cause: order.cause, how: order.close };
+    let drain = Drain { begun_ms, ending, lines };
     drain.pace(&order.scope, &window).await;
     sleep_until(end).await;
     for _ in 0..SWEEPS {
@@ -53,6 +55,8 @@ pub(super) async fn run(order: DrainOrder, lines: Vec<Line>) {
 
 #[derive(Debug)]
 struct Drain {
+    /// What began later is not meant: a backend may have been enabled again.
+    begun_ms: u64,
     ending: Ending,
     lines: Vec<Line>,
 }
@@ -92,7 +96,11 @@ impl Drain {
 
     async fn measure_scope(&self, scope: &Scope) -> Vec<Candidate> {
         let asked = (0..self.lines.len()).map(|line| (line, Which::Scope(scope.clone()), false)).collect();
-        self.ask(asked).await
+        let mut found = self.ask(asked).await;
+        if *scope != Scope::All {
+            found.retain(|it| it.measured.opened_ms <= self.begun_ms);
+        }
+        found
     }
 
     /// Those that are gone are left out.
@@ -164,7 +172,7 @@ type Rank = (bool, u64, u64);
 
 impl Candidate {
     fn rank(&self) -> Rank {
-        let Measured { id, idle_ms, unsent } = self.measured;
+        let Measured { id, idle_ms, unsent, .. } = self.measured;
         let known = unsent.to_client >= 0 && unsent.to_backend >= 0;
         match (known, unsent.total()) {
             (true, 0) => (false, u64::MAX - idle_ms, id),

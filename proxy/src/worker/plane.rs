@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use handoff::ledger::{LedgerError, Segment};
 use rustix::fs::OFlags;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use super::order::{ANSWER, Line, Order, Silent};
 use super::thread::{self, Start};
 use crate::config::plan::Plan;
 use crate::listener::{Setup, Turn, UnknownPool, names_of};
-use crate::session::{Census, Ending};
+use crate::session::{Census, Ending, Scope};
 
 /// Data threads and what they share. Dropped, it ends at once: what is left of sessions is reset.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Plane {
     sockets: BTreeMap<String, OwnedFd>,
     is_polling: bool,
     drains: Mutex<JoinSet<()>>,
+    /// How to take a drain back.
+    draining: Mutex<Vec<(Scope, AbortHandle)>>,
     end: CancellationToken,
 }
 
@@ -72,12 +74,14 @@ impl Plane {
             sockets: BTreeMap::new(),
             is_polling: false,
             drains: Mutex::default(),
+            draining: Mutex::default(),
             end: CancellationToken::new(),
         };
+        let pipes = pipes_of_thread(&plan);
         for thread in (0..u16::MAX).take(plan.threads.max(1)) {
             let (setup, census) = (Arc::clone(&setup), Arc::clone(&census));
             let (segments, end) = (segments.clone(), plane.end.clone());
-            let (line, handle) = thread::spawn(Start { thread, generation, segments, setup, census, end })?;
+            let (line, handle) = thread::spawn(Start { thread, generation, segments, setup, census, pipes, end })?;
             plane.lines.push(line);
             plane.threads.push(handle);
         }
@@ -101,16 +105,18 @@ impl Plane {
         let is_gone = |id: &&String| !wanted.contains(id.as_str());
         let gone: Vec<String> = self.sockets.keys().filter(is_gone).cloned().collect();
         let added: BTreeMap<String, OwnedFd> = added.into_iter().filter(|(id, _)| !is_gone(&id)).collect();
+        // All that may fail for want of descriptors comes before anything is changed.
+        let polled = if self.is_polling { self.duplicates(&added)? } else { Vec::new() };
         if !gone.is_empty() {
             self.stop_polling(Some(gone.clone())).await?;
         }
         self.census.set_most(plan.max_sessions);
         self.setup.store(Arc::new(setup));
         self.sockets.retain(|id, _| !gone.contains(id));
-        let ids: Vec<String> = added.keys().cloned().collect();
+        let is_more = !added.is_empty();
         self.sockets.extend(added);
-        if self.is_polling && !ids.is_empty() {
-            self.start_polling(&ids).await?;
+        if self.is_polling && is_more {
+            self.start_polling(polled).await?;
         }
         Ok(())
     }
@@ -120,8 +126,8 @@ impl Plane {
         if self.is_polling {
             return Ok(crate::session::clock::exact_ns());
         }
-        let ids: Vec<String> = self.sockets.keys().cloned().collect();
-        match self.start_polling(&ids).await {
+        let polled = self.duplicates(&self.sockets)?;
+        match self.start_polling(polled).await {
             Ok(first) => {
                 self.is_polling = true;
                 Ok(first)
@@ -187,7 +193,17 @@ impl Plane {
     pub async fn drain(&self, order: DrainOrder) {
         let mut drains = self.drains.lock().unwrap_or_else(PoisonError::into_inner);
         while drains.try_join_next().is_some() {}
-        drains.spawn(drain::run(order, self.lines.clone()));
+        let scope = order.scope.clone();
+        let handle = drains.spawn(drain::run(order, self.lines.clone()));
+        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        draining.retain(|(_, handle)| !handle.is_finished());
+        draining.push((scope, handle));
+    }
+
+    /// Takes back the drains of exactly this scope: what they have not closed stays.
+    pub fn undrain(&self, scope: &Scope) {
+        let draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        draining.iter().filter(|(drained, _)| drained == scope).for_each(|(_, handle)| handle.abort());
     }
 
     /// Serves what the listening sockets have queued, for no longer than `limit`; to be called after [`Self::stop`] and
@@ -211,13 +227,19 @@ impl Plane {
         self.sockets.clear();
     }
 
-    async fn start_polling(&self, ids: &[String]) -> Result<u64, PlaneError> {
+    /// A duplicate of each of these for every thread, and whose turn is first.
+    fn duplicates(&self, sockets: &BTreeMap<String, OwnedFd>) -> Result<Vec<Vec<Polled>>, PlaneError> {
+        let turns: Vec<_> = (0..sockets.len()).map(|first| Arc::new(Turn::new(self.lines.len(), first))).collect();
+        let of_thread = |_: &Line| {
+            let held = sockets.iter().zip(&turns);
+            held.map(|(socket, turn)| duplicate(socket).map(|(id, copy)| (id, copy, Arc::clone(turn)))).collect()
+        };
+        self.lines.iter().map(of_thread).collect()
+    }
+
+    async fn start_polling(&self, polled: Vec<Vec<Polled>>) -> Result<u64, PlaneError> {
         let mut asked = Vec::new();
-        let turns: Vec<_> = (0..ids.len()).map(|first| Arc::new(Turn::new(self.lines.len(), first))).collect();
-        for line in &self.lines {
-            let held = ids.iter().zip(&turns).filter_map(|(id, turn)| Some((self.sockets.get_key_value(id)?, turn)));
-            let sockets = held.map(|(socket, turn)| duplicate(socket).map(|(id, copy)| (id, copy, Arc::clone(turn))));
-            let sockets = sockets.collect::<Result<_, _>>()?;
+        for (line, sockets) in self.lines.iter().zip(polled) {
             asked.push(line.tell(|answer| Order::Poll { sockets, answer }).await);
         }
         let mut first = u64::MAX;
@@ -258,6 +280,22 @@ fn check_names(plan: &Plan, segments: &[Arc<Segment>]) -> Result<(), PlaneError>
         None => Ok(()),
     }
 }
+
+/// What the descriptor limit leaves beside sessions (two each), listening sockets (one for us, one for each thread) and what
+/// a process has anyway; two descriptors a pipe.
+fn pipes_of_thread(plan: &Plan) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let threads = plan.threads.max(1);
+    let sockets: usize = plan.listeners.iter().map(|listener| listener.sockets.len()).sum();
+    let taken = plan.max_sessions * 2 + sockets * (1 + threads) + OTHERS;
+    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(taken) / 2 / threads
+}
+
+/// Standard streams, the channel, segments, and three descriptors a runtime; and some to spare.
+const OTHERS: usize = 64;
+
+/// A listening socket for one thread: its id, a duplicate, and whose turn it is to poll it.
+type Polled = (String, OwnedFd, Arc<Turn>);
 
 /// A blocking listening socket would stop a thread for good when another takes the connection it was woken for; and the
 /// flag is shared by all processes that have the socket, so it is not ours to change.

@@ -20,7 +20,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::order::{ANSWER, Line, Order, Which};
 use super::plane::PlaneError;
 use crate::listener::{Acceptor, Floor, Setup, Turn};
-use crate::session::{AbortOnPanic, Book, Census, Measured, clock};
+use crate::session::{AbortOnPanic, Book, Census, Measured, allow_pipes, clock};
 
 /// What a thread begins with.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub(super) struct Start {
     pub(super) segments: Vec<Arc<Segment>>,
     pub(super) setup: Arc<ArcSwap<Setup>>,
     pub(super) census: Arc<Census>,
+    /// Pipes it may have at a time.
+    pub(super) pipes: usize,
     /// Ends the thread.
     pub(super) end: CancellationToken,
 }
@@ -109,7 +111,8 @@ const BEAT: Duration = Duration::from_millis(50);
 
 impl DataThread {
     fn new(start: Start) -> Result<Self, PlaneError> {
-        let Start { thread, generation, segments, setup, census, .. } = start;
+        let Start { thread, generation, segments, setup, census, pipes, .. } = start;
+        allow_pipes(pipes);
         let book = Book::lease(segments, generation, thread)?.ok_or(PlaneError::NoSegment)?;
         let floor = Rc::new(Floor::new(setup, book, census, usize::from(thread)));
         let beat = AbortOnDropHandle::new(tokio::task::spawn_local(beat(Rc::clone(&floor))));

@@ -4,7 +4,11 @@ use super::*;
 use crate::session::Unsent;
 
 fn candidate(id: u64, idle_ms: u64, to_client: i64, to_backend: i64) -> Candidate {
-    Candidate { line: 0, measured: Measured { id, idle_ms, unsent: Unsent { to_client, to_backend } }, put_back: false }
+    Candidate {
+        line: 0,
+        measured: Measured { id, opened_ms: 0, idle_ms, unsent: Unsent { to_client, to_backend } },
+        put_back: false,
+    }
 }
 
 fn ids(candidates: &[Candidate]) -> Vec<u64> {

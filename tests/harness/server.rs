@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -30,7 +30,7 @@ impl Server {
         S: Future<Output = ()> + Send + 'static,
     {
         let runtime = runtime();
-        let listener = runtime.block_on(TcpListener::bind(address)).expect("the kernel has a free port");
+        let listener = runtime.block_on(async { listen(address) }).expect("the kernel has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let accepted = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&accepted);
@@ -48,6 +48,18 @@ impl Server {
         self.accepted.load(Ordering::Acquire)
     }
 }
+
+/// With the longest queue there is: when the machine stalls, a burst beyond the usual 1024 would meet SYN cookies, and some
+/// of its connections a reset that is nobody's fault but the test's.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
+}
+
+/// The default of net.core.somaxconn, to which the kernel cuts what is longer.
+const QUEUE: u32 = 4096;
 
 async fn accept<F, S>(listener: TcpListener, accepted: Arc<AtomicU64>, serve: F)
 where

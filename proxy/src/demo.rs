@@ -33,7 +33,9 @@ pub fn start() -> io::Result<Demo> {
     let (one, two) = (one?, two?);
     std::thread::Builder::new().name("demo-backends".into()).spawn(move || serve(backends))?;
     let config = state_dir.join("demo.toml");
-    std::fs::write(&config, configuration(&state_dir, one, two))?;
+    let fresh = state_dir.join(".demo.toml");
+    std::fs::write(&fresh, configuration(&state_dir, one, two))?;
+    std::fs::rename(&fresh, &config)?;
     Ok(Demo { greeting: greeting(&config), config })
 }
 

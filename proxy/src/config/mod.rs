@@ -30,6 +30,7 @@ mod tests;
 
 pub use bind::Bind;
 pub use change::{Change, KeptBind, PoolChange};
+pub(crate) use check::find_loop;
 pub use load::{Parsed, load, parse, parse_in};
 pub use mistake::{Mistake, Mistakes, Severity, render};
 pub use surroundings::{Found, Kind, Surroundings};

@@ -9,7 +9,7 @@ use admin::command::{BackendChange, Changed, Failure, NewBackend};
 use handoff::ledger::NameSpec;
 
 use crate::config::plan::{BackendAdmin, PlannedBackend, PlannedPool};
-use crate::config::{Balance, Config, Pool};
+use crate::config::{self, Balance, Config, Pool};
 use crate::observe::names;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +42,14 @@ impl Pools {
     /// The pool that a listener goes to.
     pub(super) fn route(&self, listener: &str) -> Option<&str> {
         self.routes.get(listener).map(String::as_str)
+    }
+
+    /// Whether a listener would be sent to itself, over what is said now; nothing of that can be seen in the file alone.
+    pub(super) fn find_loop(&self, config: &Config) -> Option<String> {
+        config::find_loop(&config.listeners, |listener| {
+            let pool = self.route(listener).and_then(|pool| self.pools.get(pool));
+            pool.map(|pool| pool.backends.iter().map(|backend| backend.address).collect()).unwrap_or_default()
+        })
     }
 
     /// Everything that is counted under this configuration.

@@ -103,6 +103,9 @@ impl Keeper {
     }
 
     async fn put_in_force(&mut self, loaded: Loaded, pools: Pools) -> Result<(), Failure> {
+        if let Some(found) = pools.find_loop(&loaded.config) {
+            return Err(Failure::failed(format!("{found}; nothing changed")));
+        }
         let added = self.sockets.bind_missing(&loaded.config).map_err(|error| Failure::failed(error.to_string()))?;
         if let Err(failure) = self.tell_worker(&loaded.config, &pools, &added).await {
             self.sockets.close(&added);

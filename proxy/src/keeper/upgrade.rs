@@ -160,6 +160,9 @@ impl Keeper {
             return Ok(());
         }
         let (pools, notes) = self.pools.merged(self.config(), &loaded.config);
+        if let Some(found) = pools.find_loop(&loaded.config) {
+            return Err(found);
+        }
         let added = self.sockets.bind_missing(&loaded.config).map_err(|error| error.to_string())?;
         let config = loaded.config.clone();
         if let Some(upgrade) = &mut self.upgrade {

@@ -72,10 +72,31 @@ async fn work() -> Result<(), WorkerError> {
     match control.follow().await {
         Ok(()) => Ok(()),
         Err(error) => {
-            tracing::warn!(%error, "the keeper is gone");
-            control.orphaned(on_keeper_death, drain, &mut terminate).await
+            tracing::warn!(%error, "the keeper is gone, or cannot be understood");
+            let Control { successor, plane, finishing, .. } = control;
+            // A keeper that lives sees the end of the channel, and replaces us.
+            drop(successor);
+            if on_keeper_death == OnKeeperDeath::Exit {
+                return Ok(());
+            }
+            orphaned(plane, finishing, drain, &mut terminate).await
         }
     }
+}
+
+/// Without a keeper: serves on until TERM, then drains.
+async fn orphaned(mut plane: Plane, finishing: bool, drain: Drain, terminate: &mut Signal) -> Result<(), WorkerError> {
+    if !finishing {
+        tracing::warn!("serving on without a keeper; TERM drains");
+        terminate.recv().await;
+        let (reason, cause) = words(Purpose::Shutdown);
+        plane.stop().await?;
+        plane.close_listeners();
+        let (scope, timeout, spread) = (session::Scope::All, drain.timeout, drain.spread);
+        plane.drain(DrainOrder { scope, timeout, spread, close: drain.close, reason, cause }).await;
+    }
+    plane.emptied().await;
+    Ok(())
 }
 
 /// Signals of a terminal or of an operator are for the keeper. A handler that does nothing, where ignoring would be inherited.
@@ -204,36 +225,6 @@ impl Control {
                 Answer::Done
             }
         }
-    }
-
-    /// Without a keeper: serve on until TERM, or end.
-    async fn orphaned(
-        &mut self,
-        on_keeper_death: OnKeeperDeath,
-        drain: Drain,
-        terminate: &mut Signal,
-    ) -> Result<(), WorkerError> {
-        if on_keeper_death == OnKeeperDeath::Exit {
-            return Ok(());
-        }
-        if !self.finishing {
-            tracing::warn!("serving on without a keeper; TERM drains");
-            terminate.recv().await;
-            let (reason, cause) = words(Purpose::Shutdown);
-            self.plane.stop().await?;
-            self.plane.close_listeners();
-            let order = DrainOrder {
-                scope: session::Scope::All,
-                timeout: drain.timeout,
-                spread: drain.spread,
-                close: drain.close,
-                reason,
-                cause,
-            };
-            self.plane.drain(order).await;
-        }
-        self.plane.emptied().await;
-        Ok(())
     }
 }
 

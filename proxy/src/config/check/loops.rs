@@ -1,8 +1,9 @@
 //! Listeners that send to themselves, directly or over others: such a connection would open connections for ever.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
+use super::super::Listener;
 use super::super::bind::Bind;
 use super::super::draft::Draft;
 use super::super::mistake::Span;
@@ -15,11 +16,16 @@ struct Edge<'a> {
     from: &'a str,
     to: &'a str,
     backend: SocketAddr,
-    place: &'a Span,
+    /// In the file, if that is where it stands.
+    place: Option<&'a Span>,
 }
 
 pub(super) fn find(draft: &Draft, report: &Report, around: &Surroundings) {
-    let edges = edges(draft, &around.addresses);
+    let edges = edges(&draft.config.listeners, &around.addresses, |_, listener| {
+        let pool = draft.config.pools.get(&listener.pool).zip(draft.places.pools.get(&listener.pool));
+        let backends = pool.into_iter().flat_map(|(pool, places)| pool.backends.iter().zip(&places.backends));
+        backends.map(|(backend, place)| (backend.address, Some(place))).collect()
+    });
     let mut told = BTreeSet::new();
     for name in draft.config.listeners.keys() {
         if told.contains(name.as_str()) {
@@ -31,10 +37,24 @@ pub(super) fn find(draft: &Draft, report: &Report, around: &Surroundings) {
     }
 }
 
+/// A loop of listeners over what they are sent to now, said for an operator.
+pub(crate) fn at_run_time(
+    listeners: &BTreeMap<String, Listener>,
+    addresses: impl Fn(&str) -> Vec<SocketAddr>,
+) -> Option<String> {
+    let local = Surroundings::real().addresses;
+    let edges =
+        edges(listeners, &local, |name, _| addresses(name).into_iter().map(|address| (address, None)).collect());
+    listeners.keys().map(|name| shortest_round(name, &edges)).find_map(|round| title(&round))
+}
+
 type Edges<'a> = HashMap<&'a str, Vec<Edge<'a>>>;
 
-fn edges<'a>(draft: &'a Draft, local: &[IpAddr]) -> Edges<'a> {
-    let listeners = &draft.config.listeners;
+fn edges<'a>(
+    listeners: &'a BTreeMap<String, Listener>,
+    local: &[IpAddr],
+    backends: impl Fn(&str, &Listener) -> Vec<(SocketAddr, Option<&'a Span>)>,
+) -> Edges<'a> {
     let mut by_port: HashMap<u16, Vec<(&Bind, &str)>> = HashMap::new();
     for (name, listener) in listeners {
         for bind in &listener.bind {
@@ -45,10 +65,7 @@ fn edges<'a>(draft: &'a Draft, local: &[IpAddr]) -> Edges<'a> {
     }
     let mut edges = Edges::new();
     for (from, listener) in listeners {
-        let pool = draft.config.pools.get(&listener.pool).zip(draft.places.pools.get(&listener.pool));
-        let Some((pool, places)) = pool else { continue };
-        for (backend, place) in pool.backends.iter().zip(&places.backends) {
-            let address = backend.address;
+        for (address, place) in backends(from, listener) {
             let there = by_port.get(&address.port()).into_iter().flatten();
             let reached = there.filter(|(bind, _)| bind.accepts(address, local));
             let led = reached.map(|(_, to)| Edge { from, to, backend: address, place });
@@ -89,13 +106,18 @@ fn way_back<'a>(last: Edge<'a>, start: &str, reached_by: &HashMap<&str, Edge<'a>
 }
 
 fn tell(round: &[Edge<'_>], report: &Report) {
-    let (Some(first), Some(last)) = (round.first(), round.last()) else { return };
+    let places = round.first().and_then(|edge| edge.place).zip(round.last().and_then(|edge| edge.place));
+    let (Some((first, last)), Some(title)) = (places, title(round)) else { return };
+    let mistake = report.error(first, title);
+    report.add(if round.len() == 1 { mistake } else { mistake.and(last.clone(), "and from here back") });
+}
+
+fn title(round: &[Edge<'_>]) -> Option<String> {
+    let first = round.first()?;
     let steps: Vec<String> = round.iter().map(|edge| format!("{} is listener `{}`", edge.backend, edge.to)).collect();
-    let title = if round.len() == 1 {
+    Some(if round.len() == 1 {
         format!("listener `{}` sends to itself: {}", first.from, steps.join(""))
     } else {
         format!("listener `{}` sends to itself over others: {}", first.from, steps.join(", whose backend "))
-    };
-    let mistake = report.error(first.place, title);
-    report.add(if round.len() == 1 { mistake } else { mistake.and(last.place.clone(), "and from here back") });
+    })
 }

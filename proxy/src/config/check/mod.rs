@@ -13,6 +13,8 @@ mod limits;
 mod loops;
 mod sockets;
 
+pub(crate) use loops::at_run_time as find_loop;
+
 /// Completes the draft and notes every mistake in it.
 pub(super) fn all(draft: &mut Draft, report: &Report, around: &Surroundings) {
     limits::sessions(draft, report, around);

@@ -97,6 +97,17 @@ fn a_listener_swapped_to_a_pool_that_the_new_file_drops_goes_where_the_file_says
 }
 
 #[test]
+fn k6_a_loop_made_at_run_time_is_found() {
+    let config = two();
+    let mut pools = Pools::from_config(&config);
+    assert_eq!(pools.find_loop(&config), None);
+    pools.add("blue", &backend("127.0.0.1:8080"), None).unwrap();
+    assert!(pools.find_loop(&config).unwrap().contains("listener `web` sends to itself"));
+    pools.swap("web", "green", None).unwrap();
+    assert_eq!(pools.find_loop(&config), None, "nobody goes to that pool any more");
+}
+
+#[test]
 fn a_pool_made_at_run_time_outlives_a_reload() {
     let old = two();
     let mut pools = Pools::from_config(&old);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ForcedClose, plan::Plan};
+use super::{Drain, ForcedClose, plan::Plan};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
@@ -23,6 +23,13 @@ pub enum Order {
     AcceptQueue { limit: Duration },
     /// Exit once no session is left.
     Finish,
+}
+
+impl Order {
+    /// A drain as configured.
+    pub fn drain(scope: Scope, purpose: Purpose, drain: Drain) -> Self {
+        Self::Drain { scope, purpose, timeout: drain.timeout, spread: drain.spread, how: drain.close }
+    }
 }
 
 /// Which sessions drain.

@@ -95,7 +95,8 @@ impl Keeper {
         Ok(changed)
     }
 
-    fn may_change(&self) -> Result<(), Failure> {
+    /// Refuses what must not happen during a shutdown or an upgrade.
+    pub(super) fn may_change(&self) -> Result<(), Failure> {
         if self.standing == Standing::ShuttingDown {
             return Err(Failure::conflict("proxyd is shutting down; nothing changed"));
         }
@@ -176,8 +177,7 @@ impl Keeper {
 
     /// Of every generation: sessions that an earlier one still serves are meant as well.
     fn drain_everywhere(&mut self, scope: Scope, purpose: Purpose) {
-        let drain = self.config().drain;
-        let order = Order::Drain { scope, purpose, timeout: drain.timeout, spread: drain.spread, how: drain.close };
+        let order = Order::drain(scope, purpose, self.config().drain);
         self.tell_everyone("drain", &order);
     }
 

@@ -76,13 +76,9 @@ impl Keeper {
             pinned: self.pinned.clone(),
             sockets: self.sockets.duplicates(None)?,
             segments: self.segment_descriptors()?,
-            plan: plan_bytes(&self.plan(self.config()))?,
+            plan: plan_bytes(&plan_of(self.config(), self.config_version, &self.pools))?,
             ready_timeout: self.config().upgrade.ready_timeout,
         })
-    }
-
-    pub(super) fn plan(&self, config: &Config) -> Plan {
-        plan_of(config, self.config_version, &self.pools)
     }
 
     pub(super) async fn restarted(&mut self, attempt: u64, spawned: Result<Box<Ready>, SpawnError>) {

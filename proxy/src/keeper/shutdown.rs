@@ -64,13 +64,7 @@ impl Keeper {
         }
         self.serving = None;
         let drain = self.config().drain;
-        let order = Order::Drain {
-            scope: Scope::All,
-            purpose: Purpose::Shutdown,
-            timeout: drain.timeout,
-            spread: drain.spread,
-            how: drain.close,
-        };
+        let order = Order::drain(Scope::All, Purpose::Shutdown, drain);
         for generation in self.generations.values_mut() {
             generation.state = State::Draining;
             // One that drains already keeps its earlier deadline.

@@ -1,7 +1,7 @@
 //! The listening sockets: bound or adopted by the keeper, one duplicate of each kept for as long as the configuration
 //! names it, so that a connection always finds a queue to wait in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use handoff::manifest::Entry;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+use super::upgrade::ids;
 use crate::config::{Bind, Config, Listener};
 use crate::session;
 
@@ -120,8 +121,7 @@ impl Sockets {
 
     /// Ids we hold that `config` does not name.
     pub(super) fn surplus(&self, config: &Config) -> Vec<String> {
-        let named: std::collections::BTreeSet<String> =
-            config.listeners.values().flat_map(|listener| listener.bind.iter().map(Bind::id)).collect();
+        let named: BTreeSet<String> = ids(config).into_iter().collect();
         self.bound.keys().filter(|id| !named.contains(*id)).cloned().collect()
     }
 

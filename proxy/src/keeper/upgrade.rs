@@ -20,7 +20,6 @@ use super::restart::{plan_bytes, plan_of};
 use super::spawn::{self, Dowry, Ready, SpawnError};
 use crate::config::order::{Order, Purpose, Scope};
 use crate::config::{Bind, Change, Config, Drain};
-use crate::observe::scene::Standing;
 
 /// The upgrade that holds the lock.
 #[derive(Debug)]
@@ -72,7 +71,7 @@ impl Keeper {
             to,
             step: "",
             caller,
-            dry_run: asked.dry_run,
+            dry_run,
             started: now,
             step_started: now,
             task: None,
@@ -93,10 +92,7 @@ impl Keeper {
     }
 
     fn may_upgrade(&self, asked: &command::Upgrade) -> Result<(), Failure> {
-        self.not_upgrading()?;
-        if self.standing == Standing::ShuttingDown {
-            return Err(Failure::conflict("proxyd is shutting down; nothing changed"));
-        }
+        self.may_change()?;
         if self.serving.is_none() {
             return Err(Failure::conflict(
                 "no generation is serving: a crashed worker is being restarted; nothing changed, try again when `proxyctl status` shows one",
@@ -355,13 +351,7 @@ impl Keeper {
 
 /// What a generation that polls no more is told.
 async fn retirement(link: Link, generation: u32, drain: Drain) {
-    let order = Order::Drain {
-        scope: Scope::All,
-        purpose: Purpose::Upgrade,
-        timeout: drain.timeout,
-        spread: drain.spread,
-        how: drain.close,
-    };
+    let order = Order::drain(Scope::All, Purpose::Upgrade, drain);
     for (what, order) in [("drain", order), ("finish", Order::Finish)] {
         if let Err(error) = link.order(what, &order).await {
             tracing::warn!(generation, %error, "the old generation does not drain");

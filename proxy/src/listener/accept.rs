@@ -22,7 +22,9 @@ use super::pause::Pause;
 use super::setup::Setup;
 use super::turn::Turn;
 use crate::observe::reason::Paused;
-use crate::session::{AbortOnPanic, Accepted, Book, Census, ListenerBook, NoRecord, Seat, Table, Terms, register};
+use crate::session::{
+    AbortOnPanic, Accepted, Book, Census, ListenerBook, NoRecord, Seat, Table, Terms, clock, register,
+};
 
 /// Accepts in a row before sessions have their turn.
 const BATCH: usize = 16;
@@ -222,7 +224,7 @@ impl Acceptor {
                 Ok(accepted) => {
                     self.told = None;
                     self.open(accepted, seat);
-                    if self.turn.as_ref().is_some_and(|turn| turn.pass_on(self.floor.thread, &self.floor.census)) {
+                    if self.passes_on() {
                         return Batch::Over;
                     }
                 }
@@ -235,6 +237,11 @@ impl Acceptor {
             }
         }
         Batch::Full
+    }
+
+    fn passes_on(&self) -> bool {
+        let Floor { thread, census, .. } = &*self.floor;
+        self.turn.as_ref().is_some_and(|turn| turn.pass_on(*thread, census, clock::coarse_ms()))
     }
 
     fn look(&mut self) {

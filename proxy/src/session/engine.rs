@@ -35,11 +35,30 @@ pub(super) struct Engine {
     /// Directions whose last write was short: they wait for room.
     blocked: [bool; 2],
     moved: u64,
+    to_backend: Nagle,
+}
+
+/// Nagle's rule (RFC 896) on the backend's socket. It holds back only while earlier bytes are not acknowledged, so a session
+/// with one small request is spared the call that switches it off. (A client's socket has it off from its listener.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nagle {
+    /// Nothing was written.
+    Fresh,
+    Wrote,
+    Off,
 }
 
 impl Engine {
     pub(super) fn new(client: Socket, backend: Socket) -> Self {
-        Self { relay: Relay::default(), client, backend, pipes: [None, None], blocked: [false; 2], moved: 0 }
+        Self {
+            relay: Relay::default(),
+            client,
+            backend,
+            pipes: [None, None],
+            blocked: [false; 2],
+            moved: 0,
+            to_backend: Nagle::Fresh,
+        }
     }
 
     pub(super) fn socket(&self, side: Side) -> &Socket {
@@ -150,6 +169,7 @@ impl Engine {
             };
             let (bytes, filled) = (buffer.get(..n).unwrap_or_default(), n == buffer.len());
             meter.read(from, n);
+            self.before_write(from);
             let written = self.result_of_write(from, self.socket(from.other()).send(bytes), n, meter);
             self.relay.passed(from, bytes, written, filled);
             Poll::Ready(n)
@@ -187,6 +207,7 @@ impl Engine {
             return Poll::Ready(0);
         }
         self.blocked[index(from)] = false;
+        self.before_write(from);
         let sink = self.socket(from.other());
         match &self.pipes[index(from)] {
             Some(pipe) if self.relay.in_pipe(from) > 0 => {
@@ -204,6 +225,19 @@ impl Engine {
                 self.wait_if_blocked(from, cx, written)
             }
         }
+    }
+
+    fn before_write(&mut self, from: Side) {
+        if from == Side::Backend || self.to_backend == Nagle::Off {
+            return;
+        }
+        self.to_backend = match self.to_backend {
+            Nagle::Fresh => Nagle::Wrote,
+            Nagle::Wrote | Nagle::Off => {
+                self.backend.nagle_off();
+                Nagle::Off
+            }
+        };
     }
 
     /// Notes what a write did: bytes that went, no room, or a broken sink.

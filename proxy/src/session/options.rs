@@ -14,15 +14,15 @@ use crate::config::TcpSettings;
 pub fn set_listener(socket: BorrowedFd<'_>, settings: &TcpSettings) -> io::Result<()> {
     sockopt::set_socket_keepalive(socket, settings.keepalive.is_some())?;
     sockopt::set_tcp_user_timeout(socket, 0)?;
+    sockopt::set_tcp_nodelay(socket, true)?;
     set_backend(socket)?;
     set_lasting(socket, settings)
 }
 
 /// Prepares a socket that will connect. From birth its close is a reset: a process that dies in between must not look
-/// like an end of file.
+/// like an end of file. (`TCP_NODELAY` can wait for its second write, see `engine`.)
 pub(super) fn set_backend(socket: BorrowedFd<'_>) -> io::Result<()> {
     sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
-    sockopt::set_tcp_nodelay(socket, true)?;
     // An urgent byte can't be passed on as such; left out of line it would be lost.
     sockopt::set_socket_oobinline(socket, true)?;
     Ok(())

@@ -125,6 +125,12 @@ impl Socket {
         options::set_lasting(self.io.as_fd(), settings)
     }
 
+    /// Sends small writes at once, also while earlier ones are not acknowledged.
+    pub(super) fn nagle_off(&self) {
+        // On a socket that broke; a Unix socket has no such rule. The next write tells.
+        let _ = sockopt::set_tcp_nodelay(&self.io, true);
+    }
+
     /// Bytes written and not acknowledged by the peer.
     pub(super) fn unsent(&self) -> io::Result<u32> {
         handoff::os::unsent(self.io.as_fd())

@@ -10,7 +10,8 @@ impl Command {
     pub fn check(&self) -> Result<(), Failure> {
         match self {
             Self::Upgrade(upgrade) => upgrade.check(),
-            Self::Reload | Self::Shutdown => Ok(()),
+            Self::Rollback(rollback) => probation(rollback.probation),
+            Self::Reload | Self::Report { .. } | Self::Shutdown => Ok(()),
             Self::PoolSwap { listener, pool, .. } => name("listener", listener).and_then(|()| name("pool", pool)),
             Self::PoolAdd { pool, backend, .. } => name("pool", pool).and_then(|()| backend.check()),
             Self::PoolRemove { pool, backend, .. } => name("pool", pool).and_then(|()| text("backend", backend)),
@@ -25,7 +26,21 @@ impl Command {
 
 impl Upgrade {
     fn check(&self) -> Result<(), Failure> {
-        path("binary", self.binary.as_deref()).and_then(|()| path("config", self.config.as_deref()))
+        path("binary", self.binary.as_deref())
+            .and_then(|()| path("config", self.config.as_deref()))
+            .and_then(|()| probation(self.probation))
+    }
+}
+
+/// As long as a probation may be configured to last: a day.
+const PROBATION: std::ops::RangeInclusive<f64> = 0.0..=86_400.0;
+
+fn probation(seconds: Option<f64>) -> Result<(), Failure> {
+    match seconds {
+        Some(seconds) if !PROBATION.contains(&seconds) => {
+            Err(Failure::usage(format!("probation {seconds} s is not within 0s to 24h")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -70,6 +70,7 @@ impl Client {
                 Some(Line::Done(reply)) => return Ok(reply),
                 Some(Line::Failed(failure)) => return Err(ClientError::Refused(failure)),
                 Some(step @ Line::Step { .. }) => on_step(&step),
+                Some(Line::Reconnect { .. }) => return Err(self.lost("proxyd replaces itself by its new version")),
                 None => return Err(self.lost("the answer ended without a result")),
             }
         }

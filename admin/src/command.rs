@@ -14,6 +14,13 @@ use crate::view::SessionRow;
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Command {
     Upgrade(Upgrade),
+    /// Back to the generation before: its binary and its configuration together.
+    Rollback(Rollback),
+    /// The report of an upgrade, waited for while it runs; of the last one if no id is given.
+    Report {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+    },
     Reload,
     /// Point a listener at another pool.
     PoolSwap {
@@ -66,6 +73,17 @@ pub struct Upgrade {
     pub dry_run: bool,
     /// Answer once the upgrade holds the lock, with its id.
     pub no_wait: bool,
+    /// Seconds of probation; as configured if absent.
+    pub probation: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rollback {
+    /// Answer once the rollback holds the lock, with its id.
+    pub no_wait: bool,
+    /// Seconds of probation, where the rollback starts a new generation; as configured if absent.
+    pub probation: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +174,11 @@ pub enum Line {
     },
     Done(Reply),
     Failed(Failure),
+    /// The keeper is about to replace itself by a new version. The operation goes on: connect again to the same socket, and ask
+    /// for the report of this upgrade.
+    Reconnect {
+        upgrade: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,6 +212,9 @@ pub struct UpgradeReport {
     pub sessions: SessionsAtUpgrade,
     /// Version of the binary that serves now.
     pub version: String,
+    /// What became of the keeper itself: `unchanged` (it runs this binary already), `upgraded`, or `not upgraded: why`.
+    #[serde(default)]
+    pub keeper: String,
     pub seconds: f64,
 }
 

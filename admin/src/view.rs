@@ -31,6 +31,12 @@ pub struct GenerationView {
     pub id: u32,
     pub pid: u32,
     pub version: String,
+    /// Identifies the exact build.
+    #[serde(default)]
+    pub build: String,
+    /// Of the pinned binary.
+    #[serde(default)]
+    pub sha256: String,
     /// starting serving standby draining gone failed
     pub state: String,
     pub sessions: u64,
@@ -82,6 +88,27 @@ pub struct UpgradeView {
     pub step: String,
     pub from: u32,
     pub to: u32,
+}
+
+/// One step, fault or decision. `GET /v1/events`, one object a line.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Counts up from 1 for the life of the service; a gap means events that were too many to keep.
+    pub seq: u64,
+    /// Seconds since 1970.
+    pub time: f64,
+    /// Its word: `upgrade_step`, `upgrade_committed`, `upgrade_failed`, `rolled_back`, `worker_lost` ...
+    pub event: String,
+    /// For a person: one line.
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<u64>,
+    /// The generation it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
+    /// More, by name.
+    #[serde(default, flatten)]
+    pub fields: serde_json::Map<String, serde_json::Value>,
 }
 
 /// One live session. `GET /v1/sessions`, one object a line.

@@ -1,8 +1,9 @@
-//! proxyd beside HAProxy and nginx stream: `cargo bench --bench side_by_side [-- --quick]`.
+//! proxyd beside HAProxy and nginx stream: `cargo bench --bench side_by_side [-- --quick] [--only WORD]`.
 //!
 //! All contestants run at once, two threads each, in front of the same backends on loopback; rounds are interleaved, so
 //! that a slow minute of the machine is everybody's. Rate is what clients saw; work per CPU-second is that work over the
-//! user and system time of all processes of the contestant. Writes `docs/benchmarks.md`.
+//! user and system time of all processes of the contestant. Writes `docs/benchmarks.md`, unless only the workloads with a
+//! word in their title were asked for.
 
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
@@ -22,16 +23,25 @@ use workload::{Scale, Workload};
 fn main() {
     raise_descriptor_limit();
     let scale = if std::env::args().any(|word| word == "--quick") { Scale::QUICK } else { Scale::FULL };
+    let only = std::env::args().skip_while(|word| word != "--only").nth(1);
+    let is_wanted = |title: &str| only.as_ref().is_none_or(|word| title.contains(word.as_str()));
     let backends = Backends::start();
     let contestants = contestant::start_all(&backends);
-    let mut tables: Vec<Table> =
-        workload::installed(&backends).into_iter().map(|workload| rounds(workload, scale, &contestants)).collect();
-    tables.push(idle_memory(scale, &contestants));
+    let workloads = workload::installed(&backends).into_iter().filter(|workload| is_wanted(&workload.title()));
+    let mut tables: Vec<Table> = workloads.map(|workload| rounds(workload, scale, &contestants)).collect();
+    if is_wanted(IDLE_MEMORY) {
+        tables.push(idle_memory(scale, &contestants));
+    }
     let text = report::page(&contestants, scale, &tables);
     println!("{text}");
+    if only.is_some() {
+        return;
+    }
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");
     std::fs::write(&page, text).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
 }
+
+const IDLE_MEMORY: &str = "memory of an idle session";
 
 /// Every contestant once a round, in turn.
 fn rounds(workload: Workload, scale: Scale, contestants: &[Contestant]) -> Table {
@@ -54,7 +64,7 @@ fn rounds(workload: Workload, scale: Scale, contestants: &[Contestant]) -> Table
 }
 
 fn idle_memory(scale: Scale, contestants: &[Contestant]) -> Table {
-    let mut table = Table::new("memory of an idle session", "KB of user memory");
+    let mut table = Table::new(IDLE_MEMORY, "KB of user memory");
     for one in contestants.iter().filter(|one| !one.bulk_only) {
         let bytes = workload::idle_session_bytes(one, scale.idle_sessions);
         eprintln!("idle session: {} {bytes:.0} bytes", one.name);

@@ -226,6 +226,7 @@ impl UpgradeArgs {
             config: absolute(self.config)?,
             dry_run: self.dry_run,
             no_wait: self.no_wait,
+            probation: None,
         }))
     }
 }

@@ -31,6 +31,8 @@ fn example() -> Status {
                 id: 3,
                 pid: 77,
                 version: "0.1.0".into(),
+                build: String::new(),
+                sha256: String::new(),
                 state: "serving".into(),
                 sessions: 1_120,
                 oldest_session_seconds: 61.0,
@@ -40,6 +42,8 @@ fn example() -> Status {
                 id: 2,
                 pid: 9,
                 version: "0.1.0".into(),
+                build: String::new(),
+                sha256: String::new(),
                 state: "draining".into(),
                 sessions: 4,
                 oldest_session_seconds: 90_000.0,
@@ -82,6 +86,7 @@ fn finished(result: UpgradeResult) -> UpgradeReport {
         longest_pause_ms: 0.0,
         sessions: SessionsAtUpgrade { moved: 0, left: 1_200, forced: 0 },
         version: "0.1.0".into(),
+        keeper: "unchanged".into(),
         seconds: 1.25,
     }
 }

@@ -43,6 +43,7 @@ fn report(result: UpgradeResult) -> UpgradeReport {
         longest_pause_ms: 0.0,
         sessions: SessionsAtUpgrade::default(),
         version: "0.1.0".into(),
+        keeper: "unchanged".into(),
         seconds: 1.0,
     }
 }

@@ -15,6 +15,7 @@ impl Keeper {
     pub(super) async fn command(&mut self, command: Command, caller: Caller) {
         let answer = match command {
             Command::Upgrade(upgrade) => return self.start_upgrade(upgrade, caller),
+            Command::Rollback(_) | Command::Report { .. } => Err(Failure::usage("not available in this version")),
             Command::Kill(kill) => return self.kill(kill, caller),
             Command::Shutdown => return self.shutdown_by_command(&caller).await,
             Command::Reload => {

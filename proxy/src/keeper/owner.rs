@@ -25,6 +25,7 @@ use super::run::{RunError, SharedScene};
 use super::sockets::Sockets;
 use super::upgrade::Upgrade;
 use crate::config::Config;
+use crate::observe::events::Events;
 use crate::observe::scene::{GenerationScene, ListenerScene, Scene, Standing};
 use crate::observe::tally::Tally;
 
@@ -54,6 +55,8 @@ pub(super) struct Keeper {
     /// The keeper's own block: it counts what dead workers could not.
     pub writer: Writer,
     pub tally: Tally,
+    /// What happened, for those who follow.
+    pub happenings: Events,
     /// Every generation with a live process.
     pub generations: BTreeMap<u32, Generation>,
     pub last_generation: u32,
@@ -106,6 +109,7 @@ impl Keeper {
             ledger,
             writer,
             tally,
+            happenings: Events::default(),
             generations: BTreeMap::new(),
             last_generation: 0,
             serving: None,

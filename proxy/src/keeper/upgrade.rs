@@ -381,6 +381,7 @@ fn report(upgrade: &Upgrade, result: UpgradeResult, reason: &str, version: Strin
         longest_pause_ms: 0.0,
         sessions: SessionsAtUpgrade::default(),
         version,
+        keeper: "unchanged".into(),
         seconds: upgrade.started.elapsed().as_secs_f64(),
     }
 }

@@ -132,6 +132,8 @@ impl GenerationScene {
             id: self.id,
             pid: self.pid,
             version: self.version.clone(),
+            build: String::new(),
+            sha256: String::new(),
             state: self.state.clone(),
             sessions: count(sessions, |session| session.generation == self.id),
             oldest_session_seconds: oldest.map_or(0.0, |opened| seconds_between(opened, now_ms)),

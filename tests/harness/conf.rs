@@ -6,7 +6,8 @@ use std::path::Path;
 
 use super::port::Port;
 
-/// State directory and admin addresses are filled in by [`super::Proxy`], unless the test writes them itself.
+/// State directory, admin address and an upgrade without probation are filled in by [`super::Proxy`], unless the test writes
+/// them itself.
 #[derive(Debug, Clone, Default)]
 pub struct Conf {
     sections: Vec<(String, String)>,
@@ -56,6 +57,7 @@ impl Conf {
             .clone()
             .default_key("runtime", "state_dir", &format!("{state_dir:?}"))
             .default_key("runtime", "threads", "2")
+            .default_key("upgrade", "probation", "\"0s\"")
             .default_key("admin", "listen", &format!("\"{admin}\""));
         whole.sections.iter().fold(String::new(), |mut text, (name, lines)| {
             write!(text, "[{name}]\n{lines}\n").expect("a string takes all");

@@ -185,6 +185,8 @@ fn hot_keys(old: &Config, new: &Config) -> Vec<&'static str> {
     differing(&[
         ("upgrade.sessions", old.upgrade.sessions != new.upgrade.sessions),
         ("upgrade.ready_timeout", old.upgrade.ready_timeout != new.upgrade.ready_timeout),
+        ("upgrade.probation", old.upgrade.probation != new.upgrade.probation),
+        ("upgrade.probe", old.upgrade.probe != new.upgrade.probe),
         ("upgrade.max_generations", old.upgrade.max_generations != new.upgrade.max_generations),
         ("drain.timeout", old.drain.timeout != new.drain.timeout),
         ("drain.spread", old.drain.spread != new.drain.spread),

@@ -96,6 +96,9 @@ pub struct Admin {
 pub struct Upgrade {
     pub sessions: SessionsOnUpgrade,
     pub ready_timeout: Duration,
+    /// How long the old generation stands by after the commit; zero: not at all.
+    pub probation: Duration,
+    pub probe: Probe,
     /// Generations with a live process; beyond it the oldest is closed by force.
     pub max_generations: usize,
 }
@@ -104,6 +107,15 @@ pub struct Upgrade {
 #[serde(rename_all = "lowercase")]
 pub enum SessionsOnUpgrade {
     Drain,
+}
+
+/// How a new generation is tried at the beginning of its probation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probe {
+    /// It connects to a backend of each pool in use.
+    Connect,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

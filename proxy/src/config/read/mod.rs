@@ -12,7 +12,7 @@ use super::section::{Entry, Section};
 use super::surroundings::Surroundings;
 use super::value::{Value, shortened};
 use super::{
-    Admin, Config, Drain, ForcedClose, LogFormat, LogLevel, OnKeeperDeath, Runtime, SessionsOnUpgrade, Shutdown,
+    Admin, Config, Drain, ForcedClose, LogFormat, LogLevel, OnKeeperDeath, Probe, Runtime, SessionsOnUpgrade, Shutdown,
     Upgrade,
 };
 
@@ -23,7 +23,6 @@ mod pool;
 /// Tables and keys that this version refuses because a later one brings them.
 const LATER_TABLES: [&str; 1] = ["overload"];
 const LATER_RUNTIME: [&str; 2] = ["io", "access_log"];
-const LATER_UPGRADE: [&str; 2] = ["probation", "probe"];
 
 /// Longest duration of any timeout: beyond it "off" is meant.
 const LONG: Duration = Duration::from_secs(30 * 86_400);
@@ -127,11 +126,16 @@ fn upgrade(root: &mut Section<'_>) -> Upgrade {
         }),
         ready_timeout: section
             .take_or("ready_timeout", Duration::from_secs(30), |value| value.duration(MILLISECOND..=HOUR)),
+        probation: section
+            .take_or("probation", Duration::from_secs(10), |value| value.duration(Duration::ZERO..=DAY)),
+        probe: section.take_or("probe", Probe::Connect, |value| value.word(&PROBES, &[])),
         max_generations: section.take_or("max_generations", 4, |value| value.count(2..=64)),
     };
-    section.finish(&LATER_UPGRADE);
+    section.finish(&[]);
     upgrade
 }
+
+const PROBES: [(&str, Probe); 2] = [("connect", Probe::Connect), ("off", Probe::Off)];
 
 fn drain(root: &mut Section<'_>) -> Drain {
     let mut section = root.child("drain");

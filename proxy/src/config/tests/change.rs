@@ -144,6 +144,8 @@ fn k12_keys_that_a_reload_cannot_change_are_named() {
 fn the_other_keys_hold_at_once() {
     let table = [
         ("ready_timeout = \"2s\"", "ready_timeout = \"3s\"", "upgrade.ready_timeout"),
+        ("probation = \"3s\"", "probation = \"0s\"", "upgrade.probation"),
+        ("probe = \"off\"", "probe = \"connect\"", "upgrade.probe"),
         ("max_generations = 32", "max_generations = 31", "upgrade.max_generations"),
         ("timeout = \"off\"\nspread", "timeout = \"5m\"\nspread", "drain.timeout"),
         ("spread = \"2m\"", "spread = \"1m\"", "drain.spread"),

@@ -42,7 +42,6 @@ fn keys_of_later_versions_are_listed() {
     let later = DOCS.split_once("\n## Not available in this version\n").unwrap().1;
     let rows = [
         ("runtime", "runtime"),
-        ("upgrade", "upgrade"),
         ("listeners.NAME", "listeners.web"),
         ("pools.NAME", "pools.app"),
     ];

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::{
-    Bind, ForcedClose, Keepalive, LogFormat, LogLevel, OnKeeperDeath, SessionsOnUpgrade, TcpSettings, Timeouts,
+    Bind, ForcedClose, Keepalive, LogFormat, LogLevel, OnKeeperDeath, Probe, SessionsOnUpgrade, TcpSettings, Timeouts,
 };
 use super::{REST, good, listener, mistakes, pool, refused, with};
 
@@ -24,7 +24,7 @@ fn k2_an_unknown_key_gets_a_suggestion() {
 
 #[test]
 fn k2_keys_of_later_versions_are_refused_by_name() {
-    let tables = [("runtime", &["io", "access_log"][..]), ("upgrade", &["probation", "probe"])];
+    let tables = [("runtime", &["io", "access_log"][..])];
     for (table, keys) in tables {
         for key in keys {
             let told = format!("`{table}.{key}` is not available in this version");
@@ -123,6 +123,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.admin.socket.to_str(), Some("/run/proxyd/admin.sock"));
     assert_eq!((config.admin.listen, config.admin.expose), (Some("127.0.0.1:9900".parse().unwrap()), false));
     let upgrade = config.upgrade;
+    assert_eq!((upgrade.probation, upgrade.probe), (Duration::from_secs(10), Probe::Connect));
     assert_eq!((upgrade.sessions, upgrade.max_generations), (SessionsOnUpgrade::Drain, 4));
     assert_eq!(upgrade.ready_timeout, Duration::from_secs(30));
     assert_eq!(config.drain.timeout, Some(Duration::from_secs(30)));
@@ -149,6 +150,7 @@ fn every_key_is_read() {
     assert_eq!(config.runtime.on_keeper_death, OnKeeperDeath::Exit);
     assert_eq!(config.admin.socket.to_str(), Some("/own/a.sock"));
     assert_eq!((config.admin.listen, config.admin.expose), (Some("0.0.0.0:9901".parse().unwrap()), true));
+    assert_eq!((config.upgrade.probation, config.upgrade.probe), (Duration::from_secs(3), Probe::Off));
     assert_eq!((config.upgrade.ready_timeout, config.upgrade.max_generations), (Duration::from_secs(2), 32));
     assert_eq!(config.drain.timeout, None);
     assert_eq!((config.drain.spread, config.drain.close), (Duration::from_secs(120), ForcedClose::Fin));
@@ -188,6 +190,8 @@ expose = true
 [upgrade]
 sessions = "drain"
 ready_timeout = "2s"
+probation = "3s"
+probe = "off"
 max_generations = 32
 [drain]
 timeout = "off"

@@ -29,6 +29,12 @@ fn k7_durations_name_units_and_range() {
 }
 
 #[test]
+fn k7_a_probation_ends_within_a_day() {
+    refused(&with("upgrade", "probation = \"25h\""), "2:13", &["from \"0s\" to"]);
+    refused(&with("upgrade", "probe = \"ping\""), "2:9", &["\"connect\", \"off\""]);
+}
+
+#[test]
 fn k7_off_is_refused_where_there_must_be_a_time() {
     refused(&with("upgrade", "ready_timeout = \"off\""), "2:17", &["is not a duration", "from \"1ms\" to \"1h\""]);
     let text = pool("backends = [\"10.0.0.1:80\"]\nconnect_timeout = \"0s\"");

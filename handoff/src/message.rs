@@ -42,7 +42,7 @@ pub enum Message {
     /// Successor: the answer to an open order.
     Answer { id: u64, body: Body },
     /// Successor: is alive.
-    Heartbeat { sessions: u64 },
+    Heartbeat(Pulse),
     /// Successor: something the predecessor's owner wants to know.
     Notice { body: Body },
     /// Either side: goes no further, and why. Nothing follows it.
@@ -70,6 +70,18 @@ pub struct Hello {
 pub struct Budget {
     pub limit: u64,
     pub open: u64,
+}
+
+/// What a living generation says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    pub sessions: u64,
+    /// Sessions that have looked for a backend since the start of the process. Absent from peers that do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connects: Option<u64>,
+    /// Of those, the ones that found none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failures: Option<u64>,
 }
 
 /// What an offer contains, and the protocol version chosen for the rest of the conversation.
@@ -145,7 +157,7 @@ impl Message {
             Self::Stopped { .. } => "stopped",
             Self::Order { .. } => "order",
             Self::Answer { .. } => "answer",
-            Self::Heartbeat { .. } => "heartbeat",
+            Self::Heartbeat(_) => "heartbeat",
             Self::Notice { .. } => "notice",
             Self::Refused { .. } => "refused",
         }

@@ -9,7 +9,7 @@ use crate::channel::Channel;
 use crate::error::HandoffError;
 use crate::link::{Link, budget};
 use crate::manifest::{Entry, batches, duplicate};
-use crate::message::{Batch, Hello, LEDGER, Message, Offered, PROTOCOL};
+use crate::message::{Batch, Hello, LEDGER, Message, Offered, PROTOCOL, Pulse};
 use crate::parcel::{self, Parcel};
 use crate::sequence::{self, Action};
 
@@ -66,9 +66,7 @@ pub enum Up {
     SocketsTaken {
         count: u32,
     },
-    Heartbeat {
-        sessions: u64,
-    },
+    Heartbeat(Pulse),
     Notice {
         body: Vec<u8>,
     },
@@ -125,7 +123,7 @@ impl Predecessor {
             Message::Stopped { last_poll_ns } => Up::Stopped { last_poll_ns },
             Message::Answer { id, body: answer } => Up::Answer { id, body: body(answer)? },
             Message::BatchTaken { count } => Up::SocketsTaken { count },
-            Message::Heartbeat { sessions } => Up::Heartbeat { sessions },
+            Message::Heartbeat(pulse) => Up::Heartbeat(pulse),
             Message::Notice { body: notice } => Up::Notice { body: body(notice)? },
             other => return Err(self.link.unexpected(&other)),
         })

@@ -8,7 +8,7 @@ use crate::channel::Channel;
 use crate::error::HandoffError;
 use crate::link::{Link, budget};
 use crate::manifest::{Entry, Mismatch, duplicate, fitting};
-use crate::message::{Batch, Body, Hello, LEDGER, Message, PROTOCOL, Range};
+use crate::message::{Batch, Body, Hello, LEDGER, Message, PROTOCOL, Pulse, Range};
 use crate::parcel::{self, Parcel};
 use crate::sequence::{self, Action};
 
@@ -66,7 +66,7 @@ pub enum Reply<'a> {
     Polling { first_poll_ns: u64 },
     Stopped { last_poll_ns: u64 },
     Answer { id: u64, body: &'a [u8] },
-    Heartbeat { sessions: u64 },
+    Heartbeat(Pulse),
     Notice { body: &'a [u8] },
 }
 
@@ -95,7 +95,7 @@ impl Successor {
         let (message, parcel) = match word {
             Reply::Polling { first_poll_ns } => (Message::Polling { first_poll_ns }, None),
             Reply::Stopped { last_poll_ns } => (Message::Stopped { last_poll_ns }, None),
-            Reply::Heartbeat { sessions } => (Message::Heartbeat { sessions }, None),
+            Reply::Heartbeat(pulse) => (Message::Heartbeat(pulse), None),
             Reply::Answer { id, body } => {
                 let parcel = pack(body)?;
                 (Message::Answer { id, body: parcel.body.clone() }, Some(parcel))

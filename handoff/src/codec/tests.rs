@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::manifest::Kind;
-use crate::message::{Budget, Hello, Offered, Range};
+use crate::message::{Budget, Hello, Offered, Pulse, Range};
 
 /// One of each message, some with extreme values; the golden file holds their bytes as version 1 wrote them.
 fn every_message() -> Vec<Message> {
@@ -44,7 +44,8 @@ fn every_message() -> Vec<Message> {
         Message::Order { id: (1 << 53) + 1, body: text("{\"swap\":\"pg\"}") },
         Message::Answer { id: (1 << 53) + 1, body: text("") },
         Message::Answer { id: 2, body: Body::File(FILE) },
-        Message::Heartbeat { sessions: 120 },
+        Message::Heartbeat(Pulse { sessions: 120, ..Pulse::default() }),
+        Message::Heartbeat(Pulse { sessions: 120, connects: Some(4000), failures: Some(u64::MAX) }),
         Message::Notice { body: text("backend down") },
         Message::Refused { cause: "listener web 0: address: wanted 127.0.0.1:80, found 127.0.0.1:81".to_owned() },
     ]

@@ -36,7 +36,7 @@ impl Service {
         match message {
             Message::Answer { id, .. } => self.answer(*id)?,
             Message::BatchTaken { count } => self.taken(*count)?,
-            Message::Heartbeat { .. } | Message::Notice { .. } => {}
+            Message::Heartbeat(_) | Message::Notice { .. } => {}
             _ => return Err(NOT_NOW),
         }
         Ok(self)

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::manifest::{Entry, Kind};
-use crate::message::{Batch, Body, Hello, LEDGER, PROTOCOL};
+use crate::message::{Batch, Body, Hello, LEDGER, PROTOCOL, Pulse};
 
 fn hello() -> Message {
     Message::Hello(Hello {
@@ -43,7 +43,7 @@ fn words() -> Vec<Message> {
         Message::Polling { first_poll_ns: 1 },
         Message::Stop,
         Message::Stopped { last_poll_ns: 1 },
-        Message::Heartbeat { sessions: 1 },
+        Message::Heartbeat(Pulse::default()),
         Message::Notice { body: body() },
         Message::Refused { cause: String::new() },
     ];
@@ -84,7 +84,7 @@ fn life() -> Vec<(bool, Message)> {
         (false, Message::Answer { id: 1, body: body() }),
         (false, Message::Polling { first_poll_ns: 1 }),
         (true, Message::Batch(batch(0, 2))),
-        (false, Message::Heartbeat { sessions: 1 }),
+        (false, Message::Heartbeat(Pulse::default())),
         (true, Message::Segment { index: 1 }),
         (false, Message::BatchTaken { count: 2 }),
         (true, Message::Stop),

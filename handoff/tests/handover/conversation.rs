@@ -6,6 +6,7 @@ use handoff::HandoffError;
 use handoff::channel::Channel;
 use handoff::manifest::batches;
 use handoff::memfile;
+use handoff::message::Pulse;
 use handoff::predecessor::{Down, Offer, Predecessor, Up};
 use handoff::successor::{Accepted, Identity, Order, Reply, Successor};
 use rustix::net::sockopt::socket_cookie;
@@ -90,9 +91,9 @@ fn a_generation_serves_stands_by_and_serves_again() {
             assert_eq!((keeper.state(), worker.state()), ("serving", "serving"));
             keeper.send(Down::Stop).await.unwrap();
             assert!(matches!(worker.next().await.unwrap(), Order::Stop));
-            worker.send(Reply::Heartbeat { sessions: 9 }).await.unwrap();
+            worker.send(Reply::Heartbeat(Pulse { sessions: 9, ..Pulse::default() })).await.unwrap();
             worker.send(Reply::Stopped { last_poll_ns: round }).await.unwrap();
-            assert_eq!(keeper.next().await.unwrap(), Up::Heartbeat { sessions: 9 });
+            assert_eq!(keeper.next().await.unwrap(), Up::Heartbeat(Pulse { sessions: 9, ..Pulse::default() }));
             assert_eq!(keeper.next().await.unwrap(), Up::Stopped { last_poll_ns: round });
             assert_eq!((keeper.state(), worker.state()), ("standby", "standby"));
         }

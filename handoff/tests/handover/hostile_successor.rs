@@ -6,7 +6,7 @@ use std::time::Duration;
 use handoff::HandoffError;
 use handoff::channel::ChannelError;
 use handoff::manifest::Entry;
-use handoff::message::{Batch, Budget, Hello, Message, Range};
+use handoff::message::{Batch, Budget, Hello, Message, Pulse, Range};
 use tokio::time::Instant;
 
 use crate::harness::{ByHand, Listeners, alone, hello, offer, soon};
@@ -148,7 +148,7 @@ fn h2_a_word_in_the_wrong_state_is_refused() {
     let adopted = |first| Message::Adopted(Batch { first, entries: Vec::new() });
     for (until, word, state) in [
         (Until::Nothing, ready(), "await_hello"),
-        (Until::Nothing, Message::Heartbeat { sessions: 1 }, "await_hello"),
+        (Until::Nothing, Message::Heartbeat(Pulse::default()), "await_hello"),
         (Until::Hello, Message::Hello(hello()), "offering"),
         (Until::Hello, taken(1), "offering"),
         (Until::Hello, taken(3), "offering"),

@@ -21,6 +21,8 @@ pub enum Order {
     Undrain { scope: Scope },
     /// Accept what is queued in sockets that are no longer polled, for at most so long.
     AcceptQueue { limit: Duration },
+    /// Connect once to each of these pools. Answered with those of which no backend answers.
+    Probe { pools: Vec<String> },
     /// Exit once no session is left.
     Finish,
 }
@@ -62,8 +64,18 @@ pub enum Answer {
     Closed {
         sessions: u64,
     },
+    Probed {
+        unreachable: Vec<Unreachable>,
+    },
     /// Nothing has changed.
     Refused {
         why: String,
     },
+}
+
+/// A pool of which no backend answers, and what the last one tried said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreachable {
+    pub pool: String,
+    pub why: String,
 }

@@ -31,7 +31,7 @@ impl Passport {
         Self {
             token: token.into(),
             version: crate::version::VERSION.into(),
-            build: crate::version::BUILD.into(),
+            build: crate::version::build().into(),
             handoff: PROTOCOL,
             ledger: LEDGER,
         }

@@ -137,7 +137,7 @@ async fn offer(
     let offer = Offer {
         generation: dowry.generation,
         version: crate::version::VERSION,
-        build: crate::version::BUILD,
+        build: crate::version::build(),
         sockets: &sockets,
         segments: &segments,
         plan: &dowry.plan,

@@ -43,6 +43,10 @@ impl Setup {
         self.by_socket.get(socket)
     }
 
+    pub fn pool(&self, name: &str) -> Option<&Arc<Pool>> {
+        self.pools.named(name)
+    }
+
     /// Ids of all sockets of all listeners.
     pub fn sockets(&self) -> HashSet<&str> {
         self.by_socket.keys().map(String::as_str).collect()

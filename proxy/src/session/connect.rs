@@ -15,7 +15,7 @@ use super::options;
 use super::socket::Socket;
 use super::terms::Terms;
 use crate::observe::reason::{ConnectFailure, Reason};
-use crate::pool::{Backend, Tried};
+use crate::pool::{Backend, Pool, Tried};
 
 #[derive(Debug)]
 pub(super) struct Reached {
@@ -42,7 +42,7 @@ pub(super) async fn reach(terms: &Terms, book: &Book) -> Result<Reached, Reason>
     for _ in 0..=terms.pool.connect_retries() {
         let Some(backend) = terms.pool.pick(&mut tried) else { break };
         let begun = Instant::now();
-        match connect(backend, terms).await {
+        match connect(backend, &terms.pool).await {
             Ok(socket) => return Ok(Reached { socket, backend: Arc::clone(backend), took: begun.elapsed() }),
             Err(e) => {
                 tracing::debug!(listener = terms.listener, pool = terms.pool.name(), "{e}");
@@ -56,19 +56,19 @@ pub(super) async fn reach(terms: &Terms, book: &Book) -> Result<Reached, Reason>
     Err(reason)
 }
 
-async fn connect(backend: &Backend, terms: &Terms) -> Result<Socket, ConnectError> {
+pub(super) async fn connect(backend: &Backend, pool: &Pool) -> Result<Socket, ConnectError> {
     let failed = |source: io::Error| ConnectError {
         backend: backend.name.clone(),
         address: backend.address,
         why: failure(&source),
         source,
     };
-    let (fd, connected) = begin(backend.address, terms.pool.source()).map_err(failed)?;
+    let (fd, connected) = begin(backend.address, pool.source()).map_err(failed)?;
     // Only now: a socket that has not begun to connect looks hung up to epoll.
     let socket = Socket::register(fd).map_err(failed)?;
     if !connected {
         let done = std::future::poll_fn(|cx| socket.poll_connected(cx));
-        match tokio::time::timeout(terms.pool.connect_timeout(), done).await {
+        match tokio::time::timeout(pool.connect_timeout(), done).await {
             Ok(result) => result.map_err(failed)?,
             Err(elapsed) => return Err(failed(elapsed.into())),
         }

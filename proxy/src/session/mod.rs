@@ -12,6 +12,7 @@ mod engine;
 mod meter;
 mod options;
 mod pipe;
+mod probe;
 pub mod relay;
 mod relaying;
 mod socket;
@@ -30,6 +31,7 @@ pub use book::{Book, ListenerBook};
 pub use ending::{Ending, Unsent};
 pub use options::set_listener;
 pub use pipe::allow_pipes;
+pub use probe::{Reachable, probe};
 pub use socket::{Socket, register};
 pub use table::{Accepted, Measured, NoRecord, Scope, Table};
 pub use terms::{Census, Seat, Terms};
@@ -52,7 +54,7 @@ struct Session {
     waker: RefCell<Option<Waker>>,
     counted: Cell<bool>,
     /// Given back when the session is over.
-    _seat: Seat,
+    seat: Seat,
 }
 
 #[derive(Debug)]
@@ -76,7 +78,7 @@ impl Session {
             phase: RefCell::new(Phase::Connecting { forced: None }),
             waker: RefCell::new(None),
             counted: Cell::new(false),
-            _seat: seat.occupy(),
+            seat: seat.occupy(),
         }
     }
 
@@ -85,10 +87,15 @@ impl Session {
         let reached = Box::pin(self.connect(&client, &book)).await;
         match reached {
             Ok(reached) => {
+                self.seat.searched(true);
                 self.establish(client, reached, &book);
                 std::future::poll_fn(|cx| self.poll(cx)).await;
             }
             Err(reason) => {
+                // A client that left, or a forced end, says nothing of the backends.
+                if matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout | Reason::NoBackend) {
+                    self.seat.searched(false);
+                }
                 client.reset();
                 drop(client);
                 self.over(reason);

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
@@ -31,13 +31,39 @@ pub struct Census {
     most: AtomicUsize,
     /// Of those, by data thread.
     by_thread: Box<[AtomicUsize]>,
+    /// What came of looking for a backend, by data thread.
+    searches: Box<[Searches]>,
     emptied: Notify,
+}
+
+/// Written by one thread only; on a cache line of its own, so that counting costs the others nothing.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Searches {
+    begun: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Census {
     pub fn new(most: usize, threads: usize) -> Self {
         let by_thread = (0..threads).map(|_| AtomicUsize::new(0)).collect();
-        Self { live: AtomicUsize::new(0), most: AtomicUsize::new(most), by_thread, emptied: Notify::new() }
+        let searches = (0..threads).map(|_| Searches::default()).collect();
+        Self { live: AtomicUsize::new(0), most: AtomicUsize::new(most), by_thread, searches, emptied: Notify::new() }
+    }
+
+    /// Sessions that have looked for a backend, and those of them that found none; since the start of the process.
+    pub fn searches(&self) -> (u64, u64) {
+        let load = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        self.searches.iter().fold((0, 0), |(begun, failed), it| (begun + load(&it.begun), failed + load(&it.failed)))
+    }
+
+    fn searched(&self, thread: usize, found: bool) {
+        let Some(searches) = self.searches.get(thread) else { return };
+        // Only this thread writes here: no read-modify-write is needed.
+        searches.begun.store(searches.begun.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        if !found {
+            searches.failed.store(searches.failed.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
     }
 
     pub fn of_thread(&self, thread: usize) -> Option<usize> {
@@ -127,6 +153,11 @@ impl Seat {
             Some(limit) if seat.listener.held() > limit => Err(Paused::ListenerLimit),
             _ => Ok(seat),
         }
+    }
+
+    /// Its session has found a backend, or none.
+    pub(super) fn searched(&self, found: bool) {
+        self.census.searched(self.thread, found);
     }
 
     /// A session begins.

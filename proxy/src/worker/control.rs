@@ -10,8 +10,10 @@ use caps::CapSet;
 use handoff::HandoffError;
 use handoff::channel::{Channel, ChannelError, Peer};
 use handoff::ledger::{LedgerError, Segment};
+use handoff::message::Pulse;
 use handoff::successor::{Accepted, Identity, Order as Word, Reply, Successor};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::drain::DrainOrder;
@@ -55,7 +57,7 @@ async fn work() -> Result<(), WorkerError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let peer = Peer { pid: None, uid: nix::unistd::geteuid().as_raw() };
     let channel = Channel::new(handoff::os::take_stdin()?, peer)?;
-    let me = Identity { version: crate::version::VERSION, build: crate::version::BUILD };
+    let me = Identity { version: crate::version::VERSION, build: crate::version::build() };
     let accepted = Successor::accept(channel, me, Instant::now() + HANDOVER).await?;
     let Accepted { mut successor, generation, sockets, segments, plan } = accepted;
     let plan: Plan = serde_json::from_slice(&plan)?;
@@ -68,7 +70,7 @@ async fn work() -> Result<(), WorkerError> {
     let mut plane = Plane::start(plan.clone(), generation, std::mem::take(&mut segments))?;
     plane.apply(plan, sockets.into_iter().map(|(entry, fd)| (entry.id, fd)).collect()).await?;
     successor.ready().await?;
-    let mut control = Control { successor, plane, finishing: false, arriving: Vec::new() };
+    let mut control = Control { successor, plane, finishing: false, arriving: Vec::new(), probes: JoinSet::new() };
     match control.follow().await {
         Ok(()) => Ok(()),
         Err(error) => {
@@ -130,6 +132,8 @@ struct Control {
     finishing: bool,
     /// Handed over, and named by a plan that is still to come.
     arriving: Vec<(String, OwnedFd)>,
+    /// Probes under way, each with the id of its order.
+    probes: JoinSet<(u64, Answer)>,
 }
 
 impl Control {
@@ -141,13 +145,13 @@ impl Control {
             tokio::select! {
                 word = self.successor.next() => self.heed(word?).await?,
                 _ = heartbeat.tick() => {
-                    let sessions = self.plane.sessions() as u64;
-                    match self.successor.send(Reply::Heartbeat { sessions }).await {
+                    match self.successor.send(Reply::Heartbeat(self.pulse())).await {
                         // A keeper that is stopped reads nothing; that it lives is all that matters.
                         Ok(()) | Err(HandoffError::Deadline { .. }) => {}
                         Err(error) => return Err(error),
                     }
                 }
+                Some(Ok((id, answer))) = self.probes.join_next() => self.answer(id, &answer).await?,
                 () = self.plane.emptied(), if self.finishing => return Ok(()),
             }
         }
@@ -170,9 +174,8 @@ impl Control {
                 }
             },
             Word::Order { id, body } => {
-                let answer = self.carry_out(&body).await;
-                let body = serde_json::to_vec(&answer).unwrap_or_default();
-                self.successor.send(Reply::Answer { id, body: &body }).await
+                let Some(answer) = self.carry_out(id, &body).await else { return Ok(()) };
+                self.answer(id, &answer).await
             }
             Word::Sockets(sockets) => {
                 self.arriving.extend(sockets.into_iter().map(|(entry, fd)| (entry.id, fd)));
@@ -187,16 +190,32 @@ impl Control {
         }
     }
 
+    async fn answer(&mut self, id: u64, answer: &Answer) -> Result<(), HandoffError> {
+        let body = serde_json::to_vec(answer).unwrap_or_default();
+        self.successor.send(Reply::Answer { id, body: &body }).await
+    }
+
+    fn pulse(&self) -> Pulse {
+        let (connects, failures) = self.plane.searches();
+        Pulse { sessions: self.plane.sessions() as u64, connects: Some(connects), failures: Some(failures) }
+    }
+
     async fn grow(&mut self, segment: OwnedFd) -> Result<(), WorkerError> {
         Ok(self.plane.add_segment(Arc::new(Segment::open(segment)?)).await?)
     }
 
-    async fn carry_out(&mut self, body: &[u8]) -> Answer {
+    /// `None`: it is answered later. (A probe waits for backends, and a heartbeat must not wait with it.)
+    async fn carry_out(&mut self, id: u64, body: &[u8]) -> Option<Answer> {
         let order: Order = match serde_json::from_slice(body) {
             Ok(order) => order,
-            Err(error) => return Answer::Refused { why: format!("the order cannot be read: {error}") },
+            Err(error) => return Some(Answer::Refused { why: format!("the order cannot be read: {error}") }),
         };
-        match order {
+        let answer = match order {
+            Order::Probe { pools } => {
+                let probe = self.plane.probe(&pools);
+                self.probes.spawn(async move { (id, Answer::Probed { unreachable: probe.await }) });
+                return None;
+            }
             Order::Apply { plan } => match self.plane.apply(*plan, std::mem::take(&mut self.arriving)).await {
                 Ok(()) => Answer::Done,
                 Err(error) => Answer::Refused { why: error.to_string() },
@@ -224,7 +243,8 @@ impl Control {
                 self.finishing = true;
                 Answer::Done
             }
-        }
+        };
+        Some(answer)
     }
 }
 

@@ -4,6 +4,7 @@ mod control;
 mod drain;
 mod order;
 mod plane;
+mod probe;
 mod thread;
 
 pub use crate::session::{Ending, Scope};

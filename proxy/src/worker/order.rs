@@ -8,7 +8,9 @@ use handoff::ledger::{LedgerError, Segment};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::config::order::Unreachable;
 use crate::listener::Turn;
+use crate::pool::Pool;
 use crate::session::{Ending, Measured, Scope};
 
 /// A data thread that does not answer for so long is stuck: its longest turn is a few milliseconds.
@@ -43,6 +45,11 @@ pub(super) enum Order {
     Measure {
         which: Which,
         answer: oneshot::Sender<Vec<Measured>>,
+    },
+    /// Connects once to each; answers with those that cannot be reached.
+    Probe {
+        pools: Vec<Arc<Pool>>,
+        answer: oneshot::Sender<Vec<Unreachable>>,
     },
     /// Answers how many there were to close.
     Close {

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::drain::{self, DrainOrder};
 use super::order::{ANSWER, Line, Order, Silent};
+use super::probe;
 use super::thread::{self, Start};
+use crate::config::order::Unreachable;
 use crate::config::plan::Plan;
 use crate::listener::{Setup, Turn, UnknownPool, names_of};
 use crate::session::{Census, Ending, Scope};
@@ -182,6 +184,18 @@ impl Plane {
     /// Sessions of this process, from accept to close.
     pub fn sessions(&self) -> usize {
         self.census.live()
+    }
+
+    /// Sessions that have looked for a backend, and those of them that found none.
+    pub fn searches(&self) -> (u64, u64) {
+        self.census.searches()
+    }
+
+    /// Connects once to each of these pools, beside everything else; resolves with those that cannot be reached.
+    pub fn probe(&self, pools: &[String]) -> impl Future<Output = Vec<Unreachable>> + Send + use<> {
+        let setup = self.setup.load();
+        let pools = pools.iter().filter_map(|name| setup.pool(name).cloned()).collect();
+        probe::share_out(self.lines.clone(), pools)
     }
 
     /// Resolves when no session is left.

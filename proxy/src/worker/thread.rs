@@ -19,6 +19,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::order::{ANSWER, Line, Order, Which};
 use super::plane::PlaneError;
+use super::probe;
 use crate::listener::{Acceptor, Floor, Setup, Turn};
 use crate::session::{AbortOnPanic, Book, Census, Measured, allow_pipes, clock};
 
@@ -81,8 +82,8 @@ struct DataThread {
     generation: u32,
     floor: Rc<Floor>,
     acceptors: HashMap<String, Accepting>,
-    /// Queues that are being emptied.
-    run_outs: TaskTracker,
+    /// What runs beside the accept loops: queues that are being emptied, probes.
+    beside: TaskTracker,
     _beat: AbortOnDropHandle<()>,
 }
 
@@ -116,8 +117,8 @@ impl DataThread {
         let book = Book::lease(segments, generation, thread)?.ok_or(PlaneError::NoSegment)?;
         let floor = Rc::new(Floor::new(setup, book, census, usize::from(thread)));
         let beat = AbortOnDropHandle::new(tokio::task::spawn_local(beat(Rc::clone(&floor))));
-        let (acceptors, run_outs) = (HashMap::new(), TaskTracker::new());
-        Ok(Self { number: thread, generation, floor, acceptors, run_outs, _beat: beat })
+        let (acceptors, beside) = (HashMap::new(), TaskTracker::new());
+        Ok(Self { number: thread, generation, floor, acceptors, beside, _beat: beat })
     }
 
     async fn obey_all(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -136,6 +137,7 @@ impl DataThread {
                 let _ = answer.send(clock::exact_ns());
             }
             Order::RunOut { sockets, until, answer } => self.run_out(sockets, until, answer),
+            Order::Probe { pools, answer } => drop(self.beside.spawn_local(probe::run(pools, answer))),
             Order::Segments { segments, answer } => drop(answer.send(self.turn_to(segments))),
             Order::Measure { which, answer } => drop(answer.send(self.measure(&which))),
             Order::Close { ids, ending, answer } => drop(answer.send(table.close(&ids, ending))),
@@ -166,7 +168,7 @@ impl DataThread {
 
     fn run_out(&self, sockets: Vec<(String, OwnedFd)>, until: Instant, answer: oneshot::Sender<()>) {
         let floor = Rc::clone(&self.floor);
-        self.run_outs.spawn_local(async move {
+        self.beside.spawn_local(async move {
             for (id, socket) in sockets {
                 match Acceptor::new(id.clone(), socket, None, Rc::clone(&floor)) {
                     Ok(Some(acceptor)) => {

@@ -126,8 +126,7 @@ fn upgrade(root: &mut Section<'_>) -> Upgrade {
         }),
         ready_timeout: section
             .take_or("ready_timeout", Duration::from_secs(30), |value| value.duration(MILLISECOND..=HOUR)),
-        probation: section
-            .take_or("probation", Duration::from_secs(10), |value| value.duration(Duration::ZERO..=DAY)),
+        probation: section.take_or("probation", Duration::from_secs(10), |value| value.duration(Duration::ZERO..=DAY)),
         probe: section.take_or("probe", Probe::Connect, |value| value.word(&PROBES, &[])),
         max_generations: section.take_or("max_generations", 4, |value| value.count(2..=64)),
     };

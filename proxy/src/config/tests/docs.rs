@@ -40,11 +40,7 @@ fn the_example_is_accepted() {
 #[test]
 fn keys_of_later_versions_are_listed() {
     let later = DOCS.split_once("\n## Not available in this version\n").unwrap().1;
-    let rows = [
-        ("runtime", "runtime"),
-        ("listeners.NAME", "listeners.web"),
-        ("pools.NAME", "pools.app"),
-    ];
+    let rows = [("runtime", "runtime"), ("listeners.NAME", "listeners.web"), ("pools.NAME", "pools.app")];
     for (section, table) in rows {
         let row = later.lines().find(|line| line.starts_with(&format!("| `[{section}]`"))).unwrap();
         let keys = row.split('|').nth(2).unwrap().split(", and").next().unwrap();

@@ -41,6 +41,9 @@ pub struct GenerationView {
     pub state: String,
     pub sessions: u64,
     pub oldest_session_seconds: f64,
+    /// A worker that serves but has sent no heartbeat for so long: it may hang.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_seconds: Option<f64>,
     /// Until what is left is closed by force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_seconds_left: Option<f64>,

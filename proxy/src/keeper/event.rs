@@ -5,7 +5,8 @@ use tokio::sync::mpsc;
 
 use super::next::{Next, NotNext};
 use super::reaper::Exit;
-use super::spawn::{Ready, SpawnError};
+use super::spawn::{Progress, Ready, SpawnError};
+use super::upgrade::Probed;
 
 /// Where the lines of an answer go. The caller may be gone; the operation goes on.
 pub(super) type Caller = Option<mpsc::Sender<Line>>;
@@ -23,17 +24,30 @@ pub(super) enum Event {
         upgrade: u64,
         found: Result<Box<Next>, NotNext>,
     },
-    /// A step of spawning the upgrade's generation has begun.
-    Step {
+    /// How far spawning the upgrade's generation has come.
+    Progress {
         upgrade: u64,
-        step: &'static str,
+        progress: Progress,
     },
     Upgraded {
         upgrade: u64,
         spawned: Result<Box<Ready>, SpawnError>,
     },
+    /// The new generation has tried its pools.
+    Probed {
+        upgrade: u64,
+        found: Probed,
+    },
+    ProbationOver {
+        upgrade: u64,
+    },
     /// The back-off is over.
     Restart,
+    /// The process of a restarted worker is there.
+    Born {
+        generation: u32,
+        pid: u32,
+    },
     Restarted {
         attempt: u64,
         spawned: Result<Box<Ready>, SpawnError>,

@@ -1,13 +1,11 @@
 //! One generation: a worker process and what the keeper knows of it.
 
 use std::fmt;
-use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::link::Link;
-use super::pinned::Pinned;
 use super::reaper::Process;
 
 #[derive(Debug)]
@@ -15,9 +13,13 @@ pub(super) struct Generation {
     pub id: u32,
     pub state: State,
     pub version: String,
+    pub build: String,
+    /// Of its binary. (The binary itself is held only for the generation that serves and the one before.)
+    pub sha256: String,
     pub process: Process,
     pub link: Link,
-    pub pinned: Rc<Pinned>,
+    /// Its heartbeat is missed, and that was said.
+    pub silent: bool,
     /// When it began to serve.
     pub since: Instant,
     /// When it is killed if it has not ended by itself.
@@ -26,16 +28,25 @@ pub(super) struct Generation {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
+    /// READY, or on its way to it.
+    Starting,
     Serving,
+    /// Polls nothing, serves its own sessions, and accepts again if its successor fails.
+    Standby,
     /// Serves the sessions it has, takes no new ones.
     Draining,
+    /// As draining, after it was rolled back.
+    Failed,
 }
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Starting => "starting",
             Self::Serving => "serving",
+            Self::Standby => "standby",
             Self::Draining => "draining",
+            Self::Failed => "failed",
         })
     }
 }

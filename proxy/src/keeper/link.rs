@@ -1,6 +1,7 @@
 //! The keeper's line to one worker: requests with answers, each with a deadline. One task owns the channel; its end is
 //! the end of the line, and of nothing else.
 
+use std::cell::{Ref, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,15 +12,18 @@ use handoff::HandoffError;
 use handoff::manifest::{Entry, batches};
 use handoff::predecessor::{Down, Predecessor, Up};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::heard::Heard;
 use crate::config::order::{Answer, Order};
 
 /// Clonable; when the last one is dropped, the channel closes.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     requests: mpsc::Sender<Request>,
+    /// Written by the line, read by the owner loop; both on one thread.
+    heard: Rc<RefCell<Heard>>,
     /// Ends the task with the last link.
     _line: Rc<AbortOnDropHandle<()>>,
 }
@@ -53,18 +57,24 @@ impl Link {
     /// Takes over a channel after READY. The task ends with the channel, or when every `Link` is gone.
     pub(super) fn start(predecessor: Predecessor) -> Self {
         let (requests, inbox) = mpsc::channel(QUEUE);
+        let heard = Rc::new(RefCell::new(Heard::new(Instant::now())));
+        let line = Line { predecessor, open: Open::default(), inbox, heard: Rc::clone(&heard) };
         let task = tokio::task::spawn_local(async move {
-            if let Err(error) = (Line { predecessor, open: Open::default(), inbox }).run().await {
+            if let Err(error) = line.run().await {
                 tracing::debug!(%error, "worker channel closed");
             }
         });
-        Self { requests, _line: Rc::new(AbortOnDropHandle::new(task)) }
+        Self { requests, heard, _line: Rc::new(AbortOnDropHandle::new(task)) }
     }
 
     /// Resolves when the channel has ended. Does not keep it alive.
     pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
         let requests = self.requests.clone();
         async move { requests.closed().await }
+    }
+
+    pub(super) fn heard(&self) -> Ref<'_, Heard> {
+        self.heard.borrow()
     }
 
     /// The worker polls its listeners. Returns the moment of its first poll, CLOCK_MONOTONIC nanoseconds.
@@ -130,6 +140,7 @@ struct Line {
     predecessor: Predecessor,
     open: Open,
     inbox: mpsc::Receiver<Request>,
+    heard: Rc<RefCell<Heard>>,
 }
 
 impl Line {
@@ -140,7 +151,10 @@ impl Line {
                     Some(request) => self.send(request).await?,
                     None => return Ok(()),
                 },
-                up = self.predecessor.next() => self.open.answered(up?),
+                up = self.predecessor.next() => match up? {
+                    Up::Heartbeat(pulse) => self.heard.borrow_mut().beat(Instant::now(), &pulse),
+                    up => self.open.answered(up),
+                },
             }
         }
     }
@@ -193,7 +207,7 @@ impl Open {
             Up::Stopped { last_poll_ns } => drop(self.stopped.take().map(|reply| reply.send(last_poll_ns))),
             Up::Answer { id, body } => drop(self.orders.remove(&id).map(|reply| reply.send(body))),
             Up::SocketsTaken { .. } => drop(self.sockets.take().map(|reply| reply.send(()))),
-            Up::Heartbeat { .. } | Up::Notice { .. } => {}
+            Up::Heartbeat(_) | Up::Notice { .. } => {}
         }
     }
 }

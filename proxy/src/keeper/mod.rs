@@ -7,10 +7,12 @@
 use std::path::PathBuf;
 
 mod backoff;
+mod budget;
 mod commands;
 mod door;
 mod event;
 mod generation;
+mod heard;
 mod link;
 mod next;
 mod owner;

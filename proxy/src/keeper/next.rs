@@ -24,7 +24,6 @@ pub struct Loaded {
 #[derive(Debug)]
 pub(super) struct Next {
     pub pinned: Rc<Pinned>,
-    pub version: String,
     pub loaded: Loaded,
 }
 
@@ -48,19 +47,44 @@ pub fn load(path: &Path) -> Result<Loaded, String> {
     Ok(Loaded { path: path.into(), sha256: hex(&Sha256::digest(&text)), config: parsed.config, warnings })
 }
 
-/// The preflight of an upgrade. Changes nothing.
+/// The preflight of an upgrade. Changes nothing. Of a binary that is among `known`, no second copy is kept.
 pub(super) async fn preflight(
     binary: PathBuf,
     config: PathBuf,
+    known: Vec<Rc<Pinned>>,
     reaper: Reaper,
     deadline: Instant,
 ) -> Result<Next, NotNext> {
-    // Copying tens of megabytes takes as long as a message round trip; the owner loop goes on meanwhile.
-    let path = binary.display().to_string();
-    let copied = timeout_at(deadline, tokio::task::spawn_blocking(move || Pinned::of(&binary))).await;
-    let copied = copied.map_err(|_| NotNext::Config(format!("{path} could not be read within ready_timeout")))?;
-    let pinned = Rc::new(copied.map_err(|error| NotNext::Config(error.to_string()))??);
-    let passport = preflight::run(&pinned, &config, &reaper, deadline).await?;
+    let pinned = pin(&binary, Pinned::of, deadline).await?.sharing(&known);
+    let (pinned, passport) = match preflight::passport(&pinned, &reaper, deadline).await {
+        Err(error) if pinned.is_copy() && error.is_forbidden() => {
+            let held = pin(&binary, Pinned::in_place, deadline).await?;
+            let passport = preflight::passport(&held, &reaper, deadline).await?;
+            (held, passport)
+        }
+        answered => (pinned, answered?),
+    };
+    preflight::check(&pinned, &config, &reaper, deadline).await?;
     let loaded = load(&config).map_err(NotNext::Config)?;
-    Ok(Next { pinned, version: passport.version, loaded })
+    Ok(Next { pinned: Rc::new(pinned.known_as(passport.version, passport.build)), loaded })
+}
+
+/// The preflight of a rollback: the binary must still run. Its configuration is the one it accepted when it served.
+pub(super) async fn preflight_pinned(
+    pinned: Rc<Pinned>,
+    loaded: Loaded,
+    reaper: Reaper,
+    deadline: Instant,
+) -> Result<Next, NotNext> {
+    preflight::passport(&pinned, &reaper, deadline).await?;
+    Ok(Next { pinned, loaded })
+}
+
+/// Reading tens of megabytes takes as long as a message round trip; the owner loop goes on meanwhile.
+async fn pin(binary: &Path, how: fn(&Path) -> Result<Pinned, PinError>, deadline: Instant) -> Result<Pinned, NotNext> {
+    let path = binary.to_owned();
+    let pinned = timeout_at(deadline, tokio::task::spawn_blocking(move || how(&path))).await;
+    let late = || NotNext::Config(format!("{} could not be read within ready_timeout", binary.display()));
+    let pinned = pinned.map_err(|_| late())?;
+    Ok(pinned.map_err(|error| NotNext::Config(error.to_string()))??)
 }

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use super::backoff::Backoff;
 use super::event::{Caller, Event};
 use super::generation::{Generation, State};
+use super::heard::Watch;
 use super::next::Loaded;
 use super::pinned::Pinned;
 use super::pools::Pools;
@@ -23,9 +24,9 @@ use super::reaper::Reaper;
 use super::restart::Restart;
 use super::run::{RunError, SharedScene};
 use super::sockets::Sockets;
-use super::upgrade::Upgrade;
+use super::upgrade::{Nascent, Previous, Reports, SILENCE, Upgrade};
 use crate::config::Config;
-use crate::observe::events::Events;
+use crate::observe::events::{Events, Happened};
 use crate::observe::scene::{GenerationScene, ListenerScene, Scene, Standing};
 use crate::observe::tally::Tally;
 
@@ -65,6 +66,12 @@ pub(super) struct Keeper {
     pub pinned: Rc<Pinned>,
     pub upgrade: Option<Upgrade>,
     pub last_upgrade: u64,
+    pub reports: Reports,
+    /// What a rollback outside of a probation goes back to.
+    pub previous: Option<Previous>,
+    /// A process on its way to READY.
+    pub nascent: Option<Nascent>,
+    pub watch: Watch,
     pub backoff: Backoff,
     pub restart: Restart,
     pub standing: Standing,
@@ -116,6 +123,10 @@ impl Keeper {
             pinned,
             upgrade: None,
             last_upgrade: 0,
+            reports: Reports::default(),
+            previous: None,
+            nascent: None,
+            watch: Watch::new(tokio::time::Instant::now()),
             backoff: Backoff::default(),
             restart: Restart::default(),
             standing: Standing::Starting,
@@ -162,12 +173,15 @@ impl Keeper {
             Event::UpgradeSignal => self.start_upgrade(admin::command::Upgrade::default(), None),
             Event::Terminate => self.terminate().await,
             Event::Preflighted { upgrade, found } => self.preflighted(upgrade, found).await,
-            Event::Step { upgrade, step } => self.upgrade_step(upgrade, step),
+            Event::Progress { upgrade, progress } => self.upgrade_progress(upgrade, progress),
             Event::Upgraded { upgrade, spawned } => self.spawned_for_upgrade(upgrade, spawned).await,
+            Event::Probed { upgrade, found } => self.probed(upgrade, found).await,
+            Event::ProbationOver { upgrade } => self.probation_over(upgrade).await,
+            Event::Born { generation, pid } => self.born(generation, pid),
             Event::Restart => self.start_worker(),
             Event::Restarted { attempt, spawned } => self.restarted(attempt, spawned).await,
             Event::Exited { generation, exit } => self.exited(generation, exit).await,
-            Event::Unlinked { generation } => self.unlinked(generation),
+            Event::Unlinked { generation } => self.unlinked(generation).await,
             Event::StopAccepting => self.stop_accepting().await,
             Event::Tick => self.tick().await,
         }
@@ -175,6 +189,10 @@ impl Keeper {
 
     /// Looks after what no event tells of: generations past their deadline, and a ledger that fills up.
     async fn tick(&mut self) {
+        let now = tokio::time::Instant::now();
+        self.watch.tick(now);
+        self.judge(now).await;
+        self.miss_heartbeat(now);
         for generation in std::mem::take(&mut self.stillborn) {
             self.ledger.bury(generation, &mut |_| ());
         }
@@ -194,6 +212,27 @@ impl Keeper {
         }
     }
 
+    /// Outside of a probation a worker that hangs is only told of: what it has accepted may still go on.
+    fn miss_heartbeat(&mut self, now: tokio::time::Instant) {
+        let Some(serving) = self.serving else { return };
+        let Some(generation) = self.generations.get_mut(&serving) else { return };
+        let silence = self.watch.silence(&generation.link.heard(), now);
+        let is_silent = silence >= SILENCE;
+        if std::mem::replace(&mut generation.silent, is_silent) == is_silent {
+            return;
+        }
+        let (id, pid) = (generation.id, generation.process.pid);
+        if is_silent {
+            let text = format!("generation {id} (pid {pid}) sent no heartbeat for {:.1} s", silence.as_secs_f64());
+            tracing::warn!(generation = id, pid, "{text}");
+            self.happenings.tell(Happened::new("heartbeat_silent", text).generation(id));
+        } else {
+            tracing::info!(generation = id, pid, "the heartbeat is back");
+            let text = format!("generation {id} (pid {pid}) is heard again");
+            self.happenings.tell(Happened::new("heartbeat_back", text).generation(id));
+        }
+    }
+
     /// Makes room in the ledger for what is named now, and gives a new segment to the worker that serves.
     pub(super) async fn ensure_ledger(&mut self, blocks: u32, records: u32) -> Result<(), LedgerError> {
         let names = self.pools.names(self.config());
@@ -206,17 +245,25 @@ impl Keeper {
         blocks: u32,
         records: u32,
     ) -> Result<(), LedgerError> {
-        if !self.ledger.ensure(names, blocks, records)? {
+        // A new segment takes the place of the one before: it has to have the names of all who count in it.
+        let mut all = self.pools.names(self.config());
+        if let Some(trial) = self.trial() {
+            all.extend(trial.before.pools.names(&trial.before.loaded.config));
+        }
+        all.extend_from_slice(names);
+        if !self.ledger.ensure(&all, blocks, records)? {
             return Ok(());
         }
         self.writer = lease(&self.ledger)?;
         let Some(last) = self.ledger.segments().last() else { return Ok(()) };
         let index = last.index();
-        let Some(fd) = self.ledger.descriptor(index).and_then(|fd| fd.try_clone_to_owned().ok()) else { return Ok(()) };
-        if let Some(link) = self.serving_generation().map(|generation| generation.link.clone())
-            && let Err(error) = link.segment(index, fd).await
-        {
-            tracing::warn!(%error, "the worker did not take a new ledger segment");
+        let standby = self.trial().and_then(|trial| trial.standby);
+        for id in self.serving.into_iter().chain(standby) {
+            let Some(fd) = self.ledger.descriptor(index).and_then(|fd| fd.try_clone_to_owned().ok()) else { continue };
+            let Some(link) = self.generations.get(&id).map(|generation| generation.link.clone()) else { continue };
+            if let Err(error) = link.segment(index, fd).await {
+                tracing::warn!(generation = id, %error, "the worker did not take a new ledger segment");
+            }
         }
         Ok(())
     }
@@ -277,14 +324,31 @@ impl Keeper {
     }
 
     fn generation_scenes(&self) -> Vec<GenerationScene> {
+        let now = tokio::time::Instant::now();
+        let silence = |generation: &Generation| {
+            generation.silent.then(|| self.watch.silence(&generation.link.heard(), now).as_secs_f64())
+        };
         let scene = |generation: &Generation| GenerationScene {
             id: generation.id,
             pid: generation.process.pid,
             version: generation.version.clone(),
+            build: generation.build.clone(),
+            sha256: generation.sha256.clone(),
             state: generation.state.to_string(),
             drained: generation.deadline.map(|deadline| deadline.drained.into_std()),
+            silent_seconds: silence(generation),
         };
-        self.generations.values().map(scene).collect()
+        let nascent = self.nascent.iter().filter(|nascent| nascent.pid != 0).map(|nascent| GenerationScene {
+            id: nascent.id,
+            pid: nascent.pid,
+            version: nascent.pinned.version.clone(),
+            build: nascent.pinned.build.clone(),
+            sha256: nascent.pinned.sha256.clone(),
+            state: State::Starting.to_string(),
+            drained: None,
+            silent_seconds: None,
+        });
+        self.generations.values().map(scene).chain(nascent).collect()
     }
 
     fn listener_scenes(&self) -> Vec<ListenerScene> {

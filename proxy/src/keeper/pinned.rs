@@ -7,17 +7,31 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fstatvfs, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fstatvfs, memfd_create};
 use sha2::{Digest, Sha256};
 
-/// A copy of an executable file in a sealed memfd.
+/// An executable file as it was accepted.
 #[derive(Debug)]
 pub(super) struct Pinned {
-    image: OwnedFd,
+    image: Arc<Image>,
     /// Where it was read from, as text.
     pub path: PathBuf,
     pub sha256: String,
+    /// What it says of itself; empty until it was asked.
+    pub version: String,
+    pub build: String,
+}
+
+#[derive(Debug)]
+enum Image {
+    /// A copy in a sealed memfd: nothing can change it.
+    Copy(OwnedFd),
+    /// The file itself (`O_PATH`), where a memfd may not be executed. A rename does not touch it; a write to it is noticed
+    /// before it is run.
+    File(OwnedFd),
 }
 
 /// Why a file is not taken as a binary.
@@ -32,27 +46,81 @@ pub enum PinError {
 impl Pinned {
     /// Checks the file (type, owner, mode, mount, ELF header) and copies it.
     pub(super) fn of(path: &Path) -> Result<Self, PinError> {
-        let io = |source| PinError::Io { path: path.into(), source };
-        // O_NONBLOCK: opening a FIFO must not wait for its writer.
-        let mut file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).map_err(io)?;
-        check_file(&file).map_err(|why| PinError::Unfit { path: path.into(), why })?;
-        let (image, sha256) = copy(&mut file).map_err(io)?;
-        Ok(Self { image, path: path.into(), sha256 })
+        let mut file = opened(path)?;
+        let (image, sha256) = pin(&mut file).map_err(io_error(path))?;
+        Ok(Self { image: Arc::new(image), path: path.into(), sha256, version: String::new(), build: String::new() })
+    }
+
+    /// As [`Self::of`], without a copy.
+    pub(super) fn in_place(path: &Path) -> Result<Self, PinError> {
+        let mut file = opened(path)?;
+        let (image, sha256) = hold(&mut file).map_err(io_error(path))?;
+        Ok(Self { image: Arc::new(image), path: path.into(), sha256, version: String::new(), build: String::new() })
     }
 
     /// The binary this process runs, whatever has become of its path.
     pub(super) fn own(path: &Path) -> Result<Self, PinError> {
-        let io = |source| PinError::Io { path: path.into(), source };
-        let (image, sha256) = File::open("/proc/self/exe").and_then(|mut file| copy(&mut file)).map_err(io)?;
-        Ok(Self { image, path: path.into(), sha256 })
+        let (image, sha256) =
+            File::open("/proc/self/exe").and_then(|mut file| pin(&mut file)).map_err(io_error(path))?;
+        let (version, build) = (crate::version::VERSION.into(), crate::version::build().into());
+        Ok(Self { image: Arc::new(image), path: path.into(), sha256, version, build })
+    }
+
+    /// With the image of one of these if it is the same, so that equal binaries are held once.
+    pub(super) fn sharing(mut self, known: &[Rc<Self>]) -> Self {
+        if let Some(same) = known.iter().find(|known| known.sha256 == self.sha256) {
+            self.image = Arc::clone(&same.image);
+        }
+        self
+    }
+
+    pub(super) fn known_as(self, version: String, build: String) -> Self {
+        Self { version, build, ..self }
+    }
+
+    pub(super) fn is_copy(&self) -> bool {
+        matches!(*self.image, Image::Copy(_))
     }
 
     /// A command that runs this image. The descriptor is close-on-exec: the kernel opens the image before it closes it.
-    pub(super) fn command(&self) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.image.as_raw_fd()));
+    ///
+    /// # Errors
+    /// The file is held in place, and is no longer what was accepted.
+    pub(super) fn command(&self) -> io::Result<Command> {
+        let fd = match &*self.image {
+            Image::Copy(fd) => fd,
+            Image::File(fd) => {
+                self.verify(fd)?;
+                fd
+            }
+        };
+        let mut command = Command::new(path_of(fd));
         command.arg0("proxyd");
-        command
+        Ok(command)
     }
+
+    fn verify(&self, fd: &OwnedFd) -> io::Result<()> {
+        if digest(&mut File::open(path_of(fd))?, &mut io::sink())? == self.sha256 {
+            return Ok(());
+        }
+        let path = self.path.display();
+        Err(io::Error::other(format!("{path} was written to since it was accepted; put the old file back, or upgrade")))
+    }
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> PinError {
+    move |source| PinError::Io { path: path.into(), source }
+}
+
+fn opened(path: &Path) -> Result<File, PinError> {
+    // O_NONBLOCK: opening a FIFO must not wait for its writer.
+    let file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).map_err(io_error(path))?;
+    check_file(&file).map_err(|why| PinError::Unfit { path: path.into(), why })?;
+    Ok(file)
+}
+
+fn path_of(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 fn check_file(file: &File) -> Result<(), String> {
@@ -102,22 +170,42 @@ const NATIVE_MACHINE: u16 = if cfg!(target_arch = "x86_64") {
     243
 };
 
-/// Copies from the start into a sealed memfd, and sums what it copied.
-fn copy(file: &mut File) -> io::Result<(OwnedFd, String)> {
+/// A copy where one may be executed, else the file itself.
+fn pin(file: &mut File) -> io::Result<(Image, String)> {
+    match executable_memfd() {
+        // vm.memfd_noexec = 2, or a security module.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => hold(file),
+        made => copy(file, made?.into()),
+    }
+}
+
+fn hold(file: &mut File) -> io::Result<(Image, String)> {
+    let sha256 = digest(file, &mut io::sink())?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let held = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    Ok((Image::File(held), sha256))
+}
+
+/// Copies from the start into the memfd, seals it, and sums what it copied.
+fn copy(file: &mut File, mut image: File) -> io::Result<(Image, String)> {
+    let sha256 = digest(file, &mut image)?;
+    fcntl_add_seals(&image, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok((Image::Copy(image.into()), sha256))
+}
+
+/// The sum of the whole file, which also goes to `copy`.
+fn digest(file: &mut File, copy: &mut impl Write) -> io::Result<String> {
     io::Seek::rewind(file)?;
-    let mut image = File::from(executable_memfd()?);
     let mut sum = Sha256::new();
     let mut chunk = vec![0; 1 << 16];
     loop {
         let n = file.read(&mut chunk)?;
         if n == 0 {
-            break;
+            return Ok(hex(&sum.finalize()));
         }
         sum.update(&chunk[..n]);
-        image.write_all(&chunk[..n])?;
+        copy.write_all(&chunk[..n])?;
     }
-    fcntl_add_seals(&image, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok((image.into(), hex(&sum.finalize())))
 }
 
 /// Linux before 6.3 does not know MFD_EXEC and makes every memfd executable.
@@ -131,4 +219,45 @@ fn executable_memfd() -> io::Result<OwnedFd> {
 
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn program(directory: &Path) -> PathBuf {
+        let path = directory.join("program");
+        std::fs::copy("/bin/true", &path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_file_held_in_place_survives_a_rename_over_it_and_refuses_when_it_was_written_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = program(directory.path());
+        let pinned = Pinned::in_place(&path).unwrap();
+        assert!(!pinned.is_copy() && pinned.command().unwrap().status().unwrap().success());
+        std::fs::write(directory.path().join("other"), "no program").unwrap();
+        std::fs::hard_link(&path, directory.path().join("first")).unwrap();
+        std::fs::rename(directory.path().join("other"), &path).unwrap();
+        assert!(pinned.command().unwrap().status().unwrap().success(), "another file has its name now");
+        File::options().append(true).open(directory.path().join("first")).unwrap().write_all(b"x").unwrap();
+        assert!(pinned.command().unwrap_err().to_string().contains("written to"));
+    }
+
+    #[test]
+    fn equal_binaries_are_held_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = program(directory.path());
+        let first = Rc::new(Pinned::of(&path).unwrap());
+        assert!(first.is_copy());
+        let second = Pinned::of(&path).unwrap().sharing(&[Rc::clone(&first)]);
+        assert!(Arc::ptr_eq(&first.image, &second.image));
+        let held = Pinned::in_place(&path).unwrap();
+        assert!(!Arc::ptr_eq(&first.image, &held.image));
+        assert_eq!(first.sha256, held.sha256);
+    }
 }

@@ -2,7 +2,7 @@
 //! Belongs to the keeper; every new or restarted worker is given it. Pure: a change is made on a copy and takes effect when
 //! the workers have acknowledged it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use admin::command::{BackendChange, Changed, Failure, NewBackend};
@@ -42,6 +42,20 @@ impl Pools {
     /// The pool that a listener goes to.
     pub(super) fn route(&self, listener: &str) -> Option<&str> {
         self.routes.get(listener).map(String::as_str)
+    }
+
+    /// Every pool that a listener goes to, once.
+    pub(super) fn routed(&self) -> Vec<String> {
+        self.routes.values().cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Pools that `other` has as well, to be reached in the same way.
+    pub(super) fn same_backends(&self, other: &Self) -> BTreeSet<String> {
+        let reach = |pool: &PlannedPool| -> Vec<_> {
+            pool.backends.iter().map(|backend| (backend.address, backend.admin, pool.source)).collect()
+        };
+        let same = |pool: &&PlannedPool| other.pools.get(&pool.name).is_some_and(|other| reach(other) == reach(pool));
+        self.all().filter(same).map(|pool| pool.name.clone()).collect()
     }
 
     /// Whether a listener would be sent to itself, over what is said now; nothing of that can be seen in the file alone.

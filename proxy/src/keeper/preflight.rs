@@ -54,25 +54,20 @@ pub(super) enum PreflightError {
     Config { path: String, mistakes: String },
 }
 
+impl PreflightError {
+    /// The system does not let it be executed: a memfd that may not be run, for one.
+    pub(super) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Start { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 /// Longest wait for `--preflight` and for `check`, each.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Runs both checks.
-pub(super) async fn run(
-    pinned: &Pinned,
-    config: &Path,
-    reaper: &Reaper,
-    deadline: Instant,
-) -> Result<Passport, PreflightError> {
-    let passport = passport(pinned, reaper, deadline).await?;
-    check(pinned, config, reaper, deadline).await?;
-    Ok(passport)
-}
-
-async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant) -> Result<Passport, PreflightError> {
+pub(super) async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant) -> Result<Passport, PreflightError> {
     let path = || pinned.path.display().to_string();
     let token = format!("{:016x}", fastrand::u64(..));
-    let mut command = pinned.command();
+    let mut command = pinned.command().map_err(|source| PreflightError::Start { path: path(), source })?;
     command.args(["--preflight", &token]);
     let ran =
         execute(command, reaper, deadline).await.map_err(|source| PreflightError::Start { path: path(), source })?;
@@ -102,9 +97,14 @@ async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant) -> Result
     Ok(passport)
 }
 
-async fn check(pinned: &Pinned, config: &Path, reaper: &Reaper, deadline: Instant) -> Result<(), PreflightError> {
+pub(super) async fn check(
+    pinned: &Pinned,
+    config: &Path,
+    reaper: &Reaper,
+    deadline: Instant,
+) -> Result<(), PreflightError> {
     let path = || pinned.path.display().to_string();
-    let mut command = pinned.command();
+    let mut command = pinned.command().map_err(|source| PreflightError::Start { path: path(), source })?;
     command.arg("check").arg(config);
     let ran =
         execute(command, reaper, deadline).await.map_err(|source| PreflightError::Start { path: path(), source })?;

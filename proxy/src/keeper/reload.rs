@@ -2,6 +2,7 @@
 //! that is refused anywhere has changed nothing.
 
 use admin::command::{Changed, Failure, Line, Reply};
+use handoff::ledger::LedgerError;
 use rustix::process::Signal;
 
 use super::event::Caller;
@@ -14,6 +15,7 @@ use super::upgrade::listed;
 use crate::config::order::{Order, Purpose, Scope};
 use crate::config::plan::BackendAdmin;
 use crate::config::{Change, Config};
+use crate::observe::events::Happened;
 use crate::observe::scene::Standing;
 
 impl Keeper {
@@ -22,11 +24,13 @@ impl Keeper {
         let result = match &done {
             Ok(changed) => {
                 tracing::info!("{}", changed.summary);
+                self.happenings.tell(Happened::new("config_reloaded", changed.summary.clone()));
                 changed.changes.iter().for_each(|change| tracing::info!("{change}"));
                 "applied"
             }
             Err(failure) => {
                 tracing::error!("{failure}");
+                self.happenings.tell(Happened::new("config_refused", failure.message.clone()));
                 "refused"
             }
         };
@@ -75,24 +79,36 @@ impl Keeper {
             .filter(|name| !loaded.config.listeners.contains_key(*name))
             .cloned()
             .collect();
-        self.put_in_force(loaded, pools).await.map_err(|why| keep(why.message))?;
+        self.put_in_force(loaded, pools, None).await.map_err(|why| keep(why.message))?;
         self.drain_listeners(&removed);
         let version = self.config_version;
         Ok(Changed { summary: format!("configuration version {version} is in force"), changes, version })
     }
 
-    /// A change of the pools at run time.
+    /// A change of the pools at run time. On probation it is made to both generations, or to none.
     pub(super) async fn change_pools(
         &mut self,
-        change: impl FnOnce(&mut Pools) -> Result<Changed, Failure>,
+        if_version: Option<u64>,
+        change: impl Fn(&mut Pools, Option<u64>) -> Result<Changed, Failure>,
     ) -> Result<Changed, Failure> {
-        self.may_change()?;
+        self.may_change_pools()?;
         let mut pools = self.pools.clone();
-        let changed = change(&mut pools)?;
-        if pools != self.pools {
-            self.put_in_force(self.loaded.clone(), pools).await?;
+        let changed = change(&mut pools, if_version)?;
+        // The version that was looked at is that of the pool in force.
+        let standby = self.changed_for_standby(|pools| change(pools, None).map(drop))?;
+        let is_new_for_standby = self.trial().map(|trial| &trial.before.pools) != standby.as_ref();
+        if pools != self.pools || is_new_for_standby {
+            self.put_in_force(self.loaded.clone(), pools, standby).await?;
+            self.happenings.tell(Happened::new("pool_changed", changed.summary.clone()));
         }
         Ok(changed)
+    }
+
+    fn may_change_pools(&self) -> Result<(), Failure> {
+        if self.standing == Standing::ShuttingDown {
+            return self.may_change();
+        }
+        self.not_before_commit()
     }
 
     /// Refuses what must not happen during a shutdown or an upgrade.
@@ -103,20 +119,26 @@ impl Keeper {
         self.not_upgrading()
     }
 
-    async fn put_in_force(&mut self, loaded: Loaded, pools: Pools) -> Result<(), Failure> {
+    /// `standby`: the pools of the generation that stands by.
+    async fn put_in_force(&mut self, loaded: Loaded, pools: Pools, standby: Option<Pools>) -> Result<(), Failure> {
         if let Some(found) = pools.find_loop(&loaded.config) {
             return Err(Failure::failed(format!("{found}; nothing changed")));
         }
         let added = self.sockets.bind_missing(&loaded.config).map_err(|error| Failure::failed(error.to_string()))?;
-        if let Err(failure) = self.tell_worker(&loaded.config, &pools, &added).await {
+        if let Err(failure) = self.tell_workers(&loaded.config, &pools, &added, standby.as_ref()).await {
             self.sockets.close(&added);
             return Err(failure);
+        }
+        if let Some((trial, standby)) = self.trial_mut().zip(standby) {
+            trial.before.pools = standby;
         }
         let before = std::mem::replace(&mut self.pools, pools);
         let old = std::mem::replace(&mut self.loaded, loaded);
         self.config_version += 1;
-        let surplus = self.sockets.surplus(self.config());
-        self.sockets.close(&surplus);
+        if self.trial().is_none() {
+            let surplus = self.sockets.surplus(self.config());
+            self.sockets.close(&surplus);
+        }
         if old.config.listeners != self.config().listeners {
             self.sockets.refresh(&self.loaded.config);
         }
@@ -130,11 +152,42 @@ impl Keeper {
         Ok(())
     }
 
-    async fn tell_worker(&mut self, config: &Config, pools: &Pools, added: &[String]) -> Result<(), Failure> {
+    /// The standby first: what it has agreed to can be taken back without anybody noticing.
+    async fn tell_workers(
+        &mut self,
+        config: &Config,
+        pools: &Pools,
+        added: &[String],
+        standby: Option<&Pools>,
+    ) -> Result<(), Failure> {
+        let standing_by = self.trial().and_then(|trial| Some((trial.standby?, trial.before.loaded.config.clone())));
+        if let Some(((id, old), pools)) = standing_by.as_ref().zip(standby) {
+            self.tell_worker(*id, old, pools, &[]).await?;
+        }
+        let Some(serving) = self.serving else {
+            let failed = |error: LedgerError| Failure::failed(format!("{error}; nothing changed"));
+            return self.ensure_names(&pools.names(config), 0, 0).await.map_err(failed);
+        };
+        let told = self.tell_worker(serving, config, pools, added).await;
+        if told.is_err()
+            && let Some((id, old)) = standing_by
+            && let Some(before) = self.trial().map(|trial| trial.before.pools.clone())
+            && let Err(failure) = self.tell_worker(id, &old, &before, &[]).await
+        {
+            tracing::error!(
+                generation = id,
+                "the standby has a change that was refused, and cannot take it back: {failure}; killed"
+            );
+            self.kill_generation(id);
+        }
+        told
+    }
+
+    async fn tell_worker(&mut self, id: u32, config: &Config, pools: &Pools, added: &[String]) -> Result<(), Failure> {
         let failed = |error: &dyn std::fmt::Display| Failure::failed(format!("{error}; nothing changed"));
         self.ensure_names(&pools.names(config), 0, 0).await.map_err(|error| failed(&error))?;
-        let Some(worker) = self.serving_generation() else { return Ok(()) };
-        let (link, process, id) = (worker.link.clone(), worker.process.clone(), worker.id);
+        let Some(worker) = self.generations.get(&id) else { return Ok(()) };
+        let (link, process) = (worker.link.clone(), worker.process.clone());
         let sockets = self.sockets.duplicates(Some(added)).map_err(|error| failed(&error))?;
         has_room(process.pid, sockets.len() * (1 + config.runtime.threads)).map_err(|why| failed(&why))?;
         let plan = plan_of(config, self.config_version + 1, pools);

@@ -13,9 +13,11 @@ use super::link::{Link, LinkError};
 use super::owner::Keeper;
 use super::reaper::{Child, Exit};
 use super::run::RunError;
-use super::spawn::{self, Dowry, Ready, SpawnError};
+use super::spawn::{self, Dowry, Progress, Ready, SpawnError};
+use super::upgrade::Nascent;
 use crate::config::Config;
 use crate::config::plan::Plan;
+use crate::observe::events::Happened;
 use crate::observe::names;
 use crate::observe::reason::{Cause, Reason};
 use crate::observe::scene::{Standing, now_ms, seconds_between};
@@ -40,6 +42,9 @@ impl Restart {
     }
 }
 
+/// Between the end of a channel and the status of its dead process; a fraction of what a rollback may take.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+
 impl Keeper {
     /// Starts a worker with what is in force now; an attempt with something older is abandoned.
     pub(super) fn start_worker(&mut self) {
@@ -50,11 +55,20 @@ impl Keeper {
         let attempt = self.restart.attempt;
         self.last_generation += 1;
         let generation = self.last_generation;
-        let reaper = self.reaper.clone();
+        let (reaper, events) = (self.reaper.clone(), self.events.clone());
         let dowry = self.dowry(generation);
+        self.nascent = Some(Nascent { id: generation, pid: 0, pinned: self.pinned.clone() });
         let task = self.later(async move {
             let spawned = match dowry {
-                Ok(dowry) => spawn::spawn(dowry, &reaper, |_| ()).await,
+                Ok(dowry) => {
+                    let tell = |progress| {
+                        if let Progress::Born { generation, pid } = progress {
+                            // A full queue loses a line of the view.
+                            let _ = events.try_send(Event::Born { generation, pid });
+                        }
+                    };
+                    spawn::spawn(dowry, &reaper, tell).await
+                }
                 Err(error) => Err(SpawnError { generation, step: "spawn", pid: None, cause: error.into() }),
             };
             Event::Restarted { attempt, spawned: spawned.map(Box::new) }
@@ -62,7 +76,14 @@ impl Keeper {
         (self.restart.task, self.restart.generation) = (Some(task), generation);
     }
 
+    pub(super) fn born(&mut self, generation: u32, pid: u32) {
+        if let Some(nascent) = self.nascent.as_mut().filter(|nascent| nascent.id == generation) {
+            nascent.pid = pid;
+        }
+    }
+
     pub(super) fn abandon_restart(&mut self) {
+        self.nascent = None;
         self.stillborn.extend(self.restart.abandon());
     }
 
@@ -85,10 +106,10 @@ impl Keeper {
         if attempt != self.restart.attempt {
             return self.discard(spawned);
         }
-        self.restart.task = None;
+        (self.restart.task, self.nascent) = (None, None);
         match spawned {
             Ok(ready) => {
-                let (generation, link, segments) = self.enlist(*ready);
+                let (generation, link, segments) = self.enlist(*ready, State::Serving);
                 match self.begin(&link, segments).await {
                     Ok(_) => self.serve(generation),
                     Err(error) => {
@@ -124,7 +145,7 @@ impl Keeper {
     pub(super) fn discard(&mut self, spawned: Result<Box<Ready>, SpawnError>) {
         match spawned {
             Ok(ready) => {
-                let (generation, ..) = self.enlist(*ready);
+                let (generation, ..) = self.enlist(*ready, State::Starting);
                 self.kill_generation(generation);
             }
             Err(error) => self.stillborn.push(error.generation),
@@ -139,25 +160,32 @@ impl Keeper {
 
     /// A worker that serves but is no longer heard follows no order any more: it is replaced. (One that drains ends by
     /// itself, at the latest at its deadline.)
-    pub(super) fn unlinked(&mut self, generation: u32) {
-        if self.serving == Some(generation) {
-            tracing::error!(generation, "the channel to the serving worker has ended");
-            self.kill_generation(generation);
+    pub(super) async fn unlinked(&mut self, generation: u32) {
+        let is_standby = self.trial().is_some_and(|trial| trial.standby == Some(generation));
+        if self.serving != Some(generation) && !is_standby {
+            return;
+        }
+        tracing::error!(generation, "the channel to the worker has ended");
+        self.kill_generation(generation);
+        if !is_standby && self.trial().is_some() {
+            self.roll_back(&format!("the channel to generation {generation} has ended")).await;
         }
     }
 
     /// Takes a READY worker among the generations, and watches it.
     /// Also says how many ledger segments it was given.
-    pub(super) fn enlist(&mut self, ready: Ready) -> (u32, Link, usize) {
-        let Ready { generation, pinned, version, child, link, segments } = ready;
+    pub(super) fn enlist(&mut self, ready: Ready, state: State) -> (u32, Link, usize) {
+        let Ready { generation, pinned, version, build, child, link, segments } = ready;
         let Child { process, .. } = &child;
         let known = Generation {
             id: generation,
-            state: State::Serving,
+            state,
             version,
+            build,
+            sha256: pinned.sha256.clone(),
             process: process.clone(),
             link: link.clone(),
-            pinned,
+            silent: false,
             since: tokio::time::Instant::now(),
             deadline: None,
         };
@@ -167,6 +195,8 @@ impl Keeper {
         let ended = link.ended();
         self.later(async move {
             ended.await;
+            // A process that dies closes its channel a moment before its status is there, which says more.
+            tokio::time::sleep(LAST_WORDS).await;
             Event::Unlinked { generation }
         });
         (generation, link, segments)
@@ -182,6 +212,8 @@ impl Keeper {
             }
         } else {
             tracing::info!(generation, "worker restarted; serving");
+            let text = format!("generation {generation} serves in place of the lost one");
+            self.happenings.tell(Happened::new("worker_restarted", text).generation(generation));
         }
         if self.standing != Standing::ShuttingDown {
             self.standing = Standing::Serving;
@@ -190,7 +222,13 @@ impl Keeper {
 
     pub(super) async fn exited(&mut self, id: u32, exit: Exit) {
         let Some(generation) = self.generations.remove(&id) else { return };
+        let pid = generation.process.pid;
+        // Whoever takes over comes first.
+        self.died_on_trial(id, pid, exit).await;
         self.bury(id, &generation, exit);
+        let text = format!("generation {id} (pid {pid}) {exit}");
+        self.happenings
+            .tell(Happened::new("generation_gone", text).generation(id).with("state", generation.state.to_string()));
         if self.serving == Some(id) {
             self.lost_serving(&generation, exit);
         }
@@ -209,11 +247,13 @@ impl Keeper {
         }
         self.tally.restarts.with_label_values(&[exit.cause()]).inc();
         tracing::error!(generation = generation.id, pid = generation.process.pid, %exit, "worker lost; connections wait for its successor");
-        self.abandon_upgrade(&format!(
-            "generation {} (pid {}) {exit} meanwhile",
-            generation.id, generation.process.pid
-        ));
-        self.pinned = generation.pinned.clone();
+        let text = format!("generation {} (pid {}) {exit}", generation.id, generation.process.pid);
+        self.happenings.tell(Happened::new("worker_lost", text.clone()).generation(generation.id));
+        if self.successor_is_ready() {
+            // It takes over at once.
+            return;
+        }
+        self.abandon_upgrade(&format!("{text} meanwhile"));
         self.retry(Some(generation.since));
     }
 
@@ -232,11 +272,11 @@ impl Keeper {
     /// Counts and logs what a dead process left in the ledger, and frees it.
     fn bury(&mut self, id: u32, generation: &Generation, exit: Exit) {
         match (generation.state, exit) {
-            (State::Draining, Exit::Status(0)) => tracing::info!(generation = id, "drained; gone"),
-            (State::Draining, _) => {
+            (State::Draining | State::Failed, Exit::Status(0)) => tracing::info!(generation = id, "drained; gone"),
+            (State::Draining | State::Failed, _) => {
                 tracing::warn!(generation = id, pid = generation.process.pid, %exit, "draining worker ended");
             }
-            (State::Serving, _) => {}
+            (State::Starting | State::Serving | State::Standby, _) => {}
         }
         let (reason, cause) = match self.standing {
             Standing::ShuttingDown if self.closing => (Reason::ShutdownForced, Some(Cause::Shutdown)),

@@ -10,6 +10,7 @@ use super::event::{Caller, Event};
 use super::generation::{Deadline, State};
 use super::owner::Keeper;
 use crate::config::order::{Order, Purpose, Scope};
+use crate::observe::events::Happened;
 use crate::observe::scene::Standing;
 
 /// For connections that wait in the accept queues when the polling has ended; taking one costs microseconds.
@@ -23,8 +24,8 @@ impl Keeper {
         }
         let delay = self.config().shutdown.delay;
         tracing::info!(delay = delay.as_secs_f64(), "shutting down");
-        self.standing = Standing::ShuttingDown;
-        self.abandon_upgrade("proxyd is shutting down");
+        self.happenings.tell(Happened::new("shutting_down", format!("shutting down, delay {} s", delay.as_secs_f64())));
+        self.end_upgrade_for_shutdown().await;
         if delay == Duration::ZERO {
             return self.stop_accepting().await;
         }

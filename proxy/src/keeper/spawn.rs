@@ -10,6 +10,7 @@ use std::time::Duration;
 use handoff::HandoffError;
 use handoff::channel::{Channel, Peer};
 use handoff::manifest::Entry;
+use handoff::message::Hello;
 use handoff::predecessor::{Offer, Predecessor};
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
@@ -37,6 +38,7 @@ pub(super) struct Ready {
     pub generation: u32,
     pub pinned: Rc<Pinned>,
     pub version: String,
+    pub build: String,
     pub child: Child,
     pub link: Link,
     /// Ledger segments it was given.
@@ -65,34 +67,41 @@ pub enum SpawnCause {
     Handoff(HandoffError),
 }
 
-/// `step` is told each step as it begins: spawn, offer, ready.
-pub(super) async fn spawn(
-    dowry: Dowry,
-    reaper: &Reaper,
-    mut step: impl FnMut(&'static str),
-) -> Result<Ready, SpawnError> {
+/// What is told while a generation is spawned.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Progress {
+    /// This step begins: spawn, offer, ready.
+    Step(&'static str),
+    /// The process is there.
+    Born { generation: u32, pid: u32 },
+}
+
+/// `tell` hears of the progress as it is made.
+pub(super) async fn spawn(dowry: Dowry, reaper: &Reaper, mut tell: impl FnMut(Progress)) -> Result<Ready, SpawnError> {
     let deadline = Instant::now() + dowry.ready_timeout;
     let generation = dowry.generation;
-    step("spawn");
+    tell(Progress::Step("spawn"));
     let (child, channel) = start(&dowry, reaper).map_err(|source| SpawnError {
         generation,
         step: "spawn",
         pid: None,
         cause: source.into(),
     })?;
+    tell(Progress::Born { generation, pid: child.process.pid });
     let child = Fledgling(Some(child));
     let mut at = "spawn";
     let offered = offer(&dowry, channel, deadline, &mut |name| {
         if let Some(name) = upgrade_step(name) {
             at = name;
-            step(name);
+            tell(Progress::Step(name));
         }
     })
     .await;
     match offered {
-        Ok((predecessor, version)) => {
+        Ok((predecessor, hello)) => {
             let (link, segments) = (Link::start(predecessor), dowry.segments.len());
-            Ok(Ready { generation, pinned: dowry.pinned, version, child: child.keep(), link, segments })
+            let (version, build) = (hello.version, hello.build);
+            Ok(Ready { generation, pinned: dowry.pinned, version, build, child: child.keep(), link, segments })
         }
         Err(error) => Err(SpawnError {
             generation,
@@ -114,7 +123,7 @@ fn upgrade_step(protocol: &'static str) -> Option<&'static str> {
 
 fn start(dowry: &Dowry, reaper: &Reaper) -> io::Result<(Child, Channel)> {
     let (ours, theirs) = Channel::pair()?;
-    let mut command = dowry.pinned.command();
+    let mut command = dowry.pinned.command()?;
     command.arg("--worker").stdin(Stdio::from(theirs));
     clean_env(&mut command);
     handoff::os::spawn_in_own_session(&mut command);
@@ -131,7 +140,7 @@ async fn offer(
     channel: Channel,
     deadline: Instant,
     step: &mut dyn FnMut(&'static str),
-) -> Result<(Predecessor, String), HandoffError> {
+) -> Result<(Predecessor, Hello), HandoffError> {
     let sockets: Vec<_> = dowry.sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
     let segments: Vec<_> = dowry.segments.iter().map(AsFd::as_fd).collect();
     let offer = Offer {
@@ -142,8 +151,7 @@ async fn offer(
         segments: &segments,
         plan: &dowry.plan,
     };
-    let (predecessor, hello) = Predecessor::offer(channel, &offer, deadline, step).await?;
-    Ok((predecessor, hello.version))
+    Predecessor::offer(channel, &offer, deadline, step).await
 }
 
 /// A process that is not a generation yet: it dies with the attempt.

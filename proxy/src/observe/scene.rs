@@ -53,7 +53,11 @@ pub struct GenerationScene {
     pub id: u32,
     pub pid: u32,
     pub version: String,
+    pub build: String,
+    pub sha256: String,
     pub state: String,
+    /// Its heartbeat is missed for so long.
+    pub silent_seconds: Option<f64>,
     /// When what is left is closed by force.
     pub drained: Option<Instant>,
 }
@@ -132,8 +136,9 @@ impl GenerationScene {
             id: self.id,
             pid: self.pid,
             version: self.version.clone(),
-            build: String::new(),
-            sha256: String::new(),
+            build: self.build.clone(),
+            sha256: self.sha256.clone(),
+            silent_seconds: self.silent_seconds,
             state: self.state.clone(),
             sessions: count(sessions, |session| session.generation == self.id),
             oldest_session_seconds: oldest.map_or(0.0, |opened| seconds_between(opened, now_ms)),

@@ -1,0 +1,163 @@
+//! The end of an upgrade: committed, and the old generation retires; or failed, and nothing was changed.
+
+use std::time::Duration;
+
+use admin::command::{Failure, FailureKind, Line, Reply, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
+use tokio::time::Instant;
+
+use super::super::generation::{Deadline, State};
+use super::super::link::Link;
+use super::super::owner::Keeper;
+use super::Previous;
+use super::probation::SILENCE;
+use crate::config::Drain;
+use crate::config::order::{Order, Purpose, Scope};
+use crate::observe::events::Happened;
+
+impl Keeper {
+    /// The new generation has proved itself.
+    pub(in super::super) async fn finish_probation(&mut self) {
+        let Some(upgrade) = &mut self.upgrade else { return };
+        let (id, Some(mut trial)) = (upgrade.id, upgrade.trial.take()) else { return };
+        self.upgrade_step(id, "finish");
+        if let Some(standby) = trial.standby {
+            self.retire(standby, trial.before.loaded.config.drain).await;
+        }
+        self.make_room().await;
+        let surplus = self.sockets.surplus(self.config());
+        self.sockets.close(&surplus);
+        self.sockets.refresh(&self.loaded.config);
+        for note in std::mem::take(&mut trial.notes) {
+            tracing::warn!("{note}");
+        }
+        let (pinned, loaded) = (trial.before.pinned.clone(), trial.before.loaded.clone());
+        self.previous = Some(Previous { pinned, loaded });
+        self.report_commit(trial.gap, trial.left);
+    }
+
+    /// Lets the sessions of a generation that polls no more drain.
+    async fn retire(&mut self, id: u32, drain: Drain) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.state = State::Draining;
+        generation.deadline = drain.timeout.map(Deadline::after);
+        let is_silent = self.watch.silence(&generation.link.heard(), Instant::now()) >= SILENCE;
+        let orders = retirement(generation.link.clone(), id, drain);
+        if is_silent {
+            // It will find the orders when it wakes; the loop does not wait for it.
+            self.tasks.spawn_local(orders);
+        } else {
+            orders.await;
+        }
+    }
+
+    /// With more generations alive than allowed, the oldest that drain are closed by force. Only now, when the new one
+    /// serves: an upgrade that fails costs nobody anything.
+    async fn make_room(&mut self) {
+        let surplus = self.generations.len().saturating_sub(self.config().upgrade.max_generations);
+        let drains = |state| matches!(state, State::Draining | State::Failed);
+        let draining = self.generations.values().filter(|generation| drains(generation.state));
+        let oldest: Vec<u32> = draining.map(|generation| generation.id).take(surplus).collect();
+        let how = self.config().drain.close;
+        for id in oldest {
+            let forced = self.sessions_of(id);
+            let Some(generation) = self.generations.get_mut(&id) else { continue };
+            tracing::warn!(generation = id, sessions = forced, "too many generations; the oldest is closed by force");
+            generation.deadline = Some(Deadline::after(Duration::ZERO));
+            let (scope, purpose) = (Scope::All, Purpose::Generations);
+            let order = Order::Drain { scope, purpose, timeout: Some(Duration::ZERO), spread: Duration::ZERO, how };
+            if let Err(error) = generation.link.order("drain", &order).await {
+                tracing::warn!(generation = id, %error, "the oldest generation does not answer");
+            }
+            if let Some(upgrade) = &mut self.upgrade {
+                upgrade.forced += forced;
+            }
+        }
+    }
+
+    fn report_commit(&mut self, gap: Duration, left: u64) {
+        self.tally.upgrades.with_label_values(&["committed"]).inc();
+        let Some(upgrade) = &self.upgrade else { return };
+        let report = UpgradeReport {
+            accept_gap_ms: gap.as_secs_f64() * 1e3,
+            sessions: SessionsAtUpgrade { moved: 0, left, forced: upgrade.forced },
+            ..self.report(upgrade, UpgradeResult::Committed, "")
+        };
+        tracing::info!(
+            upgrade = report.id,
+            from = report.from,
+            to = report.to,
+            left,
+            accept_gap_ms = report.accept_gap_ms,
+            sha256 = self.pinned.sha256,
+            "upgrade committed"
+        );
+        let text = format!("generation {} serves; {left} sessions are left with generation {}", report.to, report.from);
+        let happened = Happened::new("upgrade_committed", text).upgrade(report.id).generation(report.to);
+        self.happenings.tell(happened.with("accept_gap_ms", report.accept_gap_ms).with("sha256", &*self.pinned.sha256));
+        self.reports.keep(report.clone());
+        self.finish_upgrade(Line::Done(Reply::Upgraded(report)));
+    }
+
+    /// Before its commit, an upgrade can be given up.
+    pub(in super::super) fn abandon_upgrade(&mut self, reason: &str) {
+        if self.upgrade.is_some() {
+            self.fail_upgrade(reason);
+        }
+    }
+
+    pub(super) fn fail_upgrade(&mut self, reason: &str) {
+        let step = self.upgrade.as_ref().map_or("", |upgrade| upgrade.step);
+        self.fail_upgrade_at(step, reason);
+    }
+
+    pub(super) fn fail_upgrade_at(&mut self, step: &'static str, reason: &str) {
+        let Some(upgrade) = &mut self.upgrade else { return };
+        upgrade.step = step;
+        if let Some(task) = upgrade.task.take() {
+            task.abort();
+            self.stillborn.push(upgrade.to);
+        }
+        let added = upgrade.next.take().map(|next| next.added).unwrap_or_default();
+        self.nascent = None;
+        self.sockets.close(&added);
+        self.tally.upgrades.with_label_values(&["failed"]).inc();
+        let message = one_line(&format!("upgrade failed at {step}"), reason, &self.still_serving());
+        let Some(upgrade) = &self.upgrade else { return };
+        tracing::error!(upgrade = upgrade.id, "{message}");
+        let happened = Happened::new("upgrade_failed", message.clone()).upgrade(upgrade.id).generation(upgrade.to);
+        self.happenings.tell(happened.with("step", step));
+        let report = self.report(upgrade, UpgradeResult::Failed, reason);
+        let value = serde_json::to_value(&report).ok().map(Box::new);
+        self.reports.keep(report);
+        self.finish_upgrade(Line::Failed(Failure { kind: FailureKind::Failed, message, report: value }));
+    }
+
+    /// Gives back the lock, with the last line.
+    pub(super) fn finish_upgrade(&mut self, line: Line) {
+        let Some(upgrade) = self.upgrade.take() else { return };
+        let took = upgrade.step_started.elapsed().as_secs_f64();
+        self.tally.upgrade_steps.with_label_values(&[upgrade.step]).observe(took);
+        Self::tell(&upgrade.caller, line);
+        for follower in &upgrade.followers {
+            Self::tell(follower, self.reports.answer(Some(upgrade.id)));
+        }
+    }
+}
+
+/// What a generation that polls no more is told.
+pub(super) async fn retirement(link: Link, generation: u32, drain: Drain) {
+    let order = Order::drain(Scope::All, Purpose::Upgrade, drain);
+    for (what, order) in [("drain", order), ("finish", Order::Finish)] {
+        if let Err(error) = link.order(what, &order).await {
+            tracing::warn!(generation, %error, "a generation that polls no more does not drain");
+        }
+    }
+}
+
+/// One line for an operator; the mistakes of a file follow it.
+pub(super) fn one_line(what: &str, reason: &str, still: &str) -> String {
+    match reason.split_once('\n') {
+        None => format!("{what}: {reason}; {still}"),
+        Some((headline, rest)) => format!("{what}: {}; {still}\n{rest}", headline.trim_end_matches(':')),
+    }
+}

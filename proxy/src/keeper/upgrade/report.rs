@@ -1,0 +1,67 @@
+//! The reports of the upgrades that have ended.
+
+use std::collections::VecDeque;
+
+use admin::command::{Failure, Line, Reply, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
+
+use super::super::event::Caller;
+use super::super::owner::Keeper;
+use super::Upgrade;
+
+/// The last ones, oldest first.
+#[derive(Debug, Default)]
+pub(in super::super) struct Reports(VecDeque<UpgradeReport>);
+
+/// Enough for a caller that was away for a while; each is some hundred bytes.
+const KEPT: usize = 16;
+
+impl Reports {
+    pub(super) fn keep(&mut self, report: UpgradeReport) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(report);
+    }
+
+    /// The report of this upgrade, or of the last one.
+    pub(super) fn answer(&self, id: Option<u64>) -> Line {
+        let found = match id {
+            Some(id) => self.0.iter().find(|report| report.id == id),
+            None => self.0.back(),
+        };
+        match (found, id) {
+            (Some(report), _) => Line::Done(Reply::Upgraded(report.clone())),
+            (None, None) => Line::Failed(Failure::failed("no upgrade has ended yet: there is no report")),
+            (None, Some(id)) => Line::Failed(Failure::failed(format!(
+                "no report of upgrade {id}: it was never begun, was a dry run, or is not among the last {KEPT}"
+            ))),
+        }
+    }
+}
+
+impl Keeper {
+    /// Answers with a report; that of the upgrade under way when it has ended.
+    pub(in super::super) fn tell_report(&mut self, id: Option<u64>, caller: Caller) {
+        match self.upgrade.as_mut().filter(|upgrade| id == Some(upgrade.id)) {
+            Some(upgrade) => upgrade.followers.push(caller),
+            None => Self::tell(&caller, self.reports.answer(id)),
+        }
+    }
+
+    pub(super) fn report(&self, upgrade: &Upgrade, result: UpgradeResult, reason: &str) -> UpgradeReport {
+        UpgradeReport {
+            id: upgrade.id,
+            result,
+            from: upgrade.from,
+            to: upgrade.to,
+            step: upgrade.step.into(),
+            reason: reason.into(),
+            accept_gap_ms: 0.0,
+            longest_pause_ms: 0.0,
+            sessions: SessionsAtUpgrade::default(),
+            version: self.serving_generation().map(|generation| generation.version.clone()).unwrap_or_default(),
+            keeper: "unchanged".into(),
+            seconds: upgrade.started.elapsed().as_secs_f64(),
+        }
+    }
+}

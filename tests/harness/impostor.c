@@ -47,6 +47,8 @@ static void misbehave(const char *act, char **argv)
 		struct rlimit few = { atoi(arg), atoi(arg) };
 		setrlimit(RLIMIT_NOFILE, &few);
 	}
+	if (!strncmp(act, "alarm", 5))
+		alarm(atoi(arg));
 	if (!strncmp(act, "gate", 4))
 		while (access(arg, F_OK))
 			usleep(2000);

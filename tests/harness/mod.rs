@@ -3,6 +3,7 @@
 //! and the other programs we are tried with ([`peer`], [`service`]). It panics where a test has to fail.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "each test file uses its own part of the harness")]
 
+pub mod ask;
 pub mod backend;
 pub mod census;
 pub mod child;
@@ -25,6 +26,7 @@ pub mod tally;
 pub mod target;
 pub mod wait;
 
+pub use ask::ask;
 pub use backend::{Seeded, Stalled, Tagged};
 pub use census::Census;
 pub use client::{Client, End};

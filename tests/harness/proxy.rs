@@ -227,7 +227,7 @@ impl Proxy {
     }
 
     fn remember(&self, status: &Value) {
-        let live = generations(status).filter(|one| one["state"] != "gone" && one["state"] != "failed");
+        let live = generations(status).filter(|one| one["state"] != "gone");
         let pids = live.filter_map(|one| u32::try_from(one["pid"].as_u64()?).ok());
         self.note(pids.collect());
     }

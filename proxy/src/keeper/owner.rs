@@ -38,7 +38,6 @@ pub(super) struct Parts {
     pub pools: Pools,
     pub sockets: Sockets,
     pub ledger: Ledger,
-    pub tally: Tally,
     pub events: mpsc::Sender<Event>,
     pub reaper: Reaper,
     pub started: Instant,
@@ -94,9 +93,10 @@ impl Keeper {
     /// # Errors
     /// The ledger has no block for the keeper.
     pub(super) fn new(parts: Parts) -> Result<Self, LedgerError> {
-        let Parts { loaded, pinned, pools, sockets, mut ledger, tally, events, reaper, started, greeting } = parts;
+        let Parts { loaded, pinned, pools, sockets, mut ledger, events, reaper, started, greeting } = parts;
         ledger.ensure(&pools.names(&loaded.config), 1, 0)?;
         let writer = lease(&ledger)?;
+        let tally = Tally::of(&writer);
         let scene = Scene {
             version: crate::version::VERSION,
             started,
@@ -254,7 +254,7 @@ impl Keeper {
         if !self.ledger.ensure(&all, blocks, records)? {
             return Ok(());
         }
-        self.writer = lease(&self.ledger)?;
+        self.count_in_newest()?;
         let Some(last) = self.ledger.segments().last() else { return Ok(()) };
         let index = last.index();
         let standby = self.trial().and_then(|trial| trial.standby);
@@ -265,6 +265,13 @@ impl Keeper {
                 tracing::warn!(generation = id, %error, "the worker did not take a new ledger segment");
             }
         }
+        Ok(())
+    }
+
+    /// The keeper counts under the newest names.
+    pub(super) fn count_in_newest(&mut self) -> Result<(), LedgerError> {
+        self.writer = lease(&self.ledger)?;
+        self.tally = Tally::of(&self.writer);
         Ok(())
     }
 

@@ -68,7 +68,7 @@ impl Pools {
 
     /// Everything that is counted under this configuration.
     pub(super) fn names(&self, config: &Config) -> Vec<NameSpec> {
-        let mut specs = vec![names::process()];
+        let mut specs = vec![names::process(), names::keeper()];
         for listener in config.listeners.keys() {
             specs.push(names::listener(listener));
             specs.extend(self.route(listener).map(|pool| names::route(listener, pool)));

@@ -34,7 +34,7 @@ impl Keeper {
                 "refused"
             }
         };
-        self.tally.reloads.with_label_values(&[result]).inc();
+        self.tally.reloaded(result);
         done
     }
 

@@ -91,7 +91,9 @@ impl Keeper {
         let threads = u32::try_from(self.config().runtime.threads).unwrap_or(u32::MAX);
         let names = self.pools.names(self.config());
         // A segment added here is handed over with the others; nobody serves who would need it sooner.
-        self.ledger.ensure(&names, threads, 0).map_err(std::io::Error::other)?;
+        if self.ledger.ensure(&names, threads, 0).map_err(std::io::Error::other)? {
+            self.count_in_newest().map_err(std::io::Error::other)?;
+        }
         Ok(Dowry {
             generation,
             pinned: self.pinned.clone(),
@@ -245,7 +247,7 @@ impl Keeper {
         if self.standing != Standing::ShuttingDown {
             self.standing = Standing::Restarting;
         }
-        self.tally.restarts.with_label_values(&[exit.cause()]).inc();
+        self.tally.restarted(exit.cause());
         tracing::error!(generation = generation.id, pid = generation.process.pid, %exit, "worker lost; connections wait for its successor");
         let text = format!("generation {} (pid {}) {exit}", generation.id, generation.process.pid);
         self.happenings.tell(Happened::new("worker_lost", text.clone()).generation(generation.id));
@@ -299,8 +301,9 @@ fn count_lost(writer: &handoff::ledger::Writer, session: &SessionSnapshot, reaso
         }
     };
     add(names::LISTENER, &session.listener, names::listener::closed(reason), 1);
-    add(names::PROCESS, "", names::process::SESSION.bucket(age), 1);
-    add(names::PROCESS, "", names::process::SESSION.sum(), micros(age));
+    for (cell, n) in names::process::SESSION.adds(age) {
+        add(names::PROCESS, "", cell, n);
+    }
     if let Some(cause) = cause {
         add(names::PROCESS, "", names::process::forced(cause), 1);
     }
@@ -335,8 +338,4 @@ pub(super) fn plan_of(config: &Config, version: u64, pools: &super::pools::Pools
 
 pub(super) fn plan_bytes(plan: &Plan) -> std::io::Result<Vec<u8>> {
     serde_json::to_vec(plan).map_err(std::io::Error::other)
-}
-
-fn micros(seconds: f64) -> u64 {
-    u64::try_from(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }

@@ -27,7 +27,7 @@ use super::sockets::{BindError, Sockets};
 use super::spawn::SpawnError;
 use super::state_dir::{StateDir, StateDirError};
 use crate::config::Config;
-use crate::observe::{log, tally::Tally};
+use crate::observe::{log, tally};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -73,8 +73,7 @@ async fn serve(start: Start) -> Result<(), RunError> {
     let sockets = listen(&loaded.config, inherited)?;
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
-    let tally = Tally::register(&registry)?;
-    tally.log_drops(&registry, log.dropped())?;
+    tally::log_drops(&registry, log.dropped(), 0)?;
     let pools = Pools::from_config(&loaded.config);
     let (events, inbox) = mpsc::channel(EVENTS);
     let reaper = Reaper::default();
@@ -84,7 +83,6 @@ async fn serve(start: Start) -> Result<(), RunError> {
         loaded,
         pools,
         sockets,
-        tally,
         events: events.clone(),
         reaper: reaper.clone(),
         started: Instant::now(),

@@ -6,7 +6,7 @@ use handoff::ledger::{NameTotals, Phase, SessionSnapshot, sessions, totals};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use super::names::{self, process};
+use super::names::{self, keeper, process};
 use super::reason::{Cause, ConnectFailure, Paused, Reason};
 use super::scene::{Scene, now_ms, seconds_between};
 
@@ -73,6 +73,7 @@ impl Sheet {
                 ),
                 (names::BACKEND, [pool, backend]) => self.backend(name, pool, backend),
                 (names::PROCESS, _) => self.process(name),
+                (names::KEEPER, _) => self.keeper(name),
                 _ => {}
             }
         }
@@ -122,8 +123,39 @@ impl Sheet {
             let help = "Bytes that were not delivered when a session was closed by force.";
             self.counter("proxyd_sessions_forced_unsent_bytes_total", help, &labels, unsent);
         }
-        self.histogram("proxyd_session_seconds", "How long sessions lived.", name, &process::SESSION);
-        self.histogram("proxyd_connect_seconds", "How long it took to connect to a backend.", name, &process::CONNECT);
+        self.histogram("proxyd_session_seconds", "How long sessions lived.", &[], name, &process::SESSION);
+        let help = "How long it took to connect to a backend.";
+        self.histogram("proxyd_connect_seconds", help, &[], name, &process::CONNECT);
+    }
+
+    /// A series that exists from the start lets `rate()` see the first event.
+    fn keeper(&mut self, name: &NameTotals) {
+        for (metric, label, help, counted) in [
+            ("proxyd_upgrades_total", "result", "Upgrades that ended, by how.", keeper::UPGRADES),
+            (
+                "proxyd_config_reloads_total",
+                "result",
+                "Reloads of the configuration, by how they ended.",
+                keeper::RELOADS,
+            ),
+            (
+                "proxyd_worker_restarts_total",
+                "cause",
+                "Workers started again after a crash, by its cause.",
+                keeper::RESTARTS,
+            ),
+        ] {
+            for word in counted.labels {
+                let value = counted.cell(word).map_or(0, |index| cell(name, index));
+                self.counter(metric, help, &[(label, word)], value);
+            }
+        }
+        for (step, cells) in keeper::STEPS.iter().filter_map(|step| Some((step, keeper::step(step)?))) {
+            let help = "Time each step of an upgrade took.";
+            self.histogram("proxyd_upgrade_step_seconds", help, &[("step", step)], name, &cells);
+        }
+        let help = "Time in which no generation polled the listeners, at each upgrade.";
+        self.histogram("proxyd_upgrade_accept_gap_seconds", help, &[], name, &keeper::GAP);
     }
 
     /// What is read from the records of live sessions.
@@ -179,7 +211,14 @@ impl Sheet {
         metric.set_gauge(gauge);
     }
 
-    fn histogram(&mut self, name: &'static str, help: &str, totals: &NameTotals, cells: &process::Histogram) {
+    fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        labels: &[(&str, &str)],
+        totals: &NameTotals,
+        cells: &process::Histogram,
+    ) {
         let mut seen = 0;
         let mut buckets = Vec::new();
         for (index, bound) in (cells.first..).zip(cells.bounds) {
@@ -194,7 +233,7 @@ impl Sheet {
         histogram.set_sample_count(seen);
         histogram.set_sample_sum(cell(totals, cells.sum()) as f64 / 1e6);
         histogram.set_bucket(buckets);
-        let metric = self.metric(name, help, MetricType::HISTOGRAM, &[]);
+        let metric = self.metric(name, help, MetricType::HISTOGRAM, labels);
         metric.set_histogram(histogram);
     }
 

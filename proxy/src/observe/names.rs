@@ -10,6 +10,8 @@ pub const LISTENER: u16 = 2;
 pub const POOL: u16 = 3;
 pub const BACKEND: u16 = 4;
 pub const ROUTE: u16 = 5;
+/// What the keeper itself counts; one name with an empty text.
+pub const KEEPER: u16 = 6;
 
 /// Between the labels of one name; cannot occur in a label.
 pub const SEPARATOR: char = '\u{1f}';
@@ -63,6 +65,8 @@ pub mod route {
 
 /// Cells of [`PROCESS`], which has one name with an empty text.
 pub mod process {
+    use std::time::Duration;
+
     use super::Cause;
 
     const FORCED: u32 = 0;
@@ -96,7 +100,7 @@ pub mod process {
     }
 
     impl Histogram {
-        const CELLS: u32 = 16;
+        pub const CELLS: u32 = 16;
         const SUM: u32 = 15;
 
         /// The cell that counts a value of so many seconds.
@@ -109,11 +113,63 @@ pub mod process {
             self.first + u32::try_from(self.bounds.len()).unwrap_or(0)
         }
 
+        /// What a value of so many seconds adds: to which cell, how much.
+        pub fn adds(&self, seconds: f64) -> [(u32, u64); 2] {
+            let micros = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_micros();
+            [(self.bucket(seconds), 1), (self.sum(), u64::try_from(micros).unwrap_or(u64::MAX))]
+        }
+
         /// The cell that sums microseconds.
         pub fn sum(&self) -> u32 {
             self.first + Self::SUM
         }
     }
+}
+
+/// Cells of [`KEEPER`]: a label's place in its list is its place here, so that new labels are added at the end only.
+pub mod keeper {
+    pub use super::process::Histogram;
+
+    pub const UPGRADES: Counted = Counted { first: 0, labels: &["committed", "rolled_back", "failed"] };
+    pub const RELOADS: Counted = Counted { first: 8, labels: &["applied", "refused"] };
+    pub const RESTARTS: Counted = Counted { first: 16, labels: &["exit", "signal"] };
+    /// Steps of an upgrade, each with a histogram.
+    pub const STEPS: &[&str] = &["preflight", "spawn", "offer", "ready", "commit", "probation", "move", "finish"];
+    const GAP_SECONDS: u32 = 24;
+    const STEP_SECONDS: u32 = GAP_SECONDS + Histogram::CELLS;
+    /// Room for steps of later versions.
+    pub const COUNTERS: u32 = STEP_SECONDS + 16 * Histogram::CELLS;
+
+    /// 0.1 ms to 30 s: from a step that is one message to a generation that takes its whole `ready_timeout`.
+    const SECONDS: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+    pub const GAP: Histogram = Histogram { first: GAP_SECONDS, bounds: SECONDS };
+
+    /// `None`: not a step that is measured.
+    pub fn step(step: &str) -> Option<Histogram> {
+        let place = u32::try_from(STEPS.iter().position(|known| *known == step)?).ok()?;
+        Some(Histogram { first: STEP_SECONDS + place * Histogram::CELLS, bounds: SECONDS })
+    }
+
+    /// A counter for each of some labels.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Counted {
+        first: u32,
+        pub labels: &'static [&'static str],
+    }
+
+    impl Counted {
+        pub fn cell(&self, label: &str) -> Option<u32> {
+            let place = self.labels.iter().position(|known| *known == label)?;
+            Some(self.first + u32::try_from(place).ok()?)
+        }
+    }
+
+    /// Whether every list ends before the next cells begin.
+    const _: () = {
+        assert!(UPGRADES.labels.len() <= 8 && RELOADS.labels.len() <= 8 && RESTARTS.labels.len() <= 8);
+        assert!(STEPS.len() <= 16);
+    };
 }
 
 /// The backend of the text of a [`BACKEND`] name.
@@ -123,6 +179,10 @@ pub fn last_label(text: &str) -> &str {
 
 pub fn process() -> NameSpec {
     NameSpec { kind: PROCESS, text: String::new(), counters: process::COUNTERS, gauges: 0 }
+}
+
+pub fn keeper() -> NameSpec {
+    NameSpec { kind: KEEPER, text: String::new(), counters: keeper::COUNTERS, gauges: 0 }
 }
 
 pub fn listener(name: &str) -> NameSpec {

@@ -57,7 +57,7 @@ impl Keeper {
             Some(old) => self.stand_by(old, first_poll).await,
             None => Duration::ZERO,
         };
-        self.tally.accept_gap.observe(gap.as_secs_f64());
+        self.tally.accept_gap(gap.as_secs_f64());
         let left = old.map_or(0, |old| self.sessions_of(old));
         self.begin_probation(id, Trial::new(before, old, gap, left, notes)).await;
     }

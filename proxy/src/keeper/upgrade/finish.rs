@@ -75,7 +75,7 @@ impl Keeper {
     }
 
     fn report_commit(&mut self, gap: Duration, left: u64) {
-        self.tally.upgrades.with_label_values(&["committed"]).inc();
+        self.tally.upgraded("committed");
         let Some(upgrade) = &self.upgrade else { return };
         let report = UpgradeReport {
             accept_gap_ms: gap.as_secs_f64() * 1e3,
@@ -120,7 +120,7 @@ impl Keeper {
         let added = upgrade.next.take().map(|next| next.added).unwrap_or_default();
         self.nascent = None;
         self.sockets.close(&added);
-        self.tally.upgrades.with_label_values(&["failed"]).inc();
+        self.tally.upgraded("failed");
         let message = one_line(&format!("upgrade failed at {step}"), reason, &self.still_serving());
         let Some(upgrade) = &self.upgrade else { return };
         tracing::error!(upgrade = upgrade.id, "{message}");
@@ -136,7 +136,7 @@ impl Keeper {
     pub(super) fn finish_upgrade(&mut self, line: Line) {
         let Some(upgrade) = self.upgrade.take() else { return };
         let took = upgrade.step_started.elapsed().as_secs_f64();
-        self.tally.upgrade_steps.with_label_values(&[upgrade.step]).observe(took);
+        self.tally.step(upgrade.step, took);
         Self::tell(&upgrade.caller, line);
         for follower in &upgrade.followers {
             Self::tell(follower, self.reports.answer(Some(upgrade.id)));

@@ -197,7 +197,7 @@ impl Keeper {
         let now = Instant::now();
         if !upgrade.step.is_empty() {
             let took = now.duration_since(upgrade.step_started).as_secs_f64();
-            self.tally.upgrade_steps.with_label_values(&[upgrade.step]).observe(took);
+            self.tally.step(upgrade.step, took);
         }
         (upgrade.step, upgrade.step_started) = (step, now);
         let detail = format!("generation {} -> {}", upgrade.from, upgrade.to);

@@ -120,7 +120,7 @@ impl Keeper {
     }
 
     fn report_rollback(&mut self, reason: &str) {
-        self.tally.upgrades.with_label_values(&["rolled_back"]).inc();
+        self.tally.upgraded("rolled_back");
         let Some(upgrade) = &self.upgrade else { return };
         let (id, to) = (upgrade.id, upgrade.to);
         let what = format!("upgrade {id} rolled back at {}", upgrade.step);

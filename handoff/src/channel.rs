@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -26,6 +27,8 @@ pub struct Channel {
     /// std has no type for SEQPACKET; of `UnixDatagram` only the descriptor is used.
     socket: AsyncFd<UnixDatagram>,
     peer: Peer,
+    /// Who sent the first record; no other process may send a later one.
+    spoke: OnceLock<u32>,
 }
 
 /// Who must be at the other end: the kernel stamps every record with its sender.
@@ -77,7 +80,7 @@ impl Channel {
         sockopt::set_socket_passcred(&fd, true).map_err(failed)?;
         let socket = UnixDatagram::from(fd);
         socket.set_nonblocking(true).map_err(ChannelError::Io)?;
-        Ok(Self { socket: os::watch_socket(socket).map_err(ChannelError::Io)?, peer })
+        Ok(Self { socket: os::watch_socket(socket).map_err(ChannelError::Io)?, peer, spoke: OnceLock::new() })
     }
 
     /// Sends one record with its descriptors: all of it, or nothing and an error. The caller's descriptors stay open.
@@ -108,12 +111,28 @@ impl Channel {
         }
     }
 
+    /// The process at the other end, as the kernel knows it, once it has said something.
+    pub fn speaker(&self) -> Option<u32> {
+        self.spoke.get().copied()
+    }
+
+    /// Another descriptor of this end, for a process that is to go on with the conversation.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.get_ref().as_fd().try_clone_to_owned()
+    }
+
     fn examine(&self, record: Record) -> Result<(Message, Vec<OwnedFd>), ChannelError> {
         // An empty record has a sender, the end of the conversation has none.
         if record.len == 0 && record.sender.is_none() && !record.fds_truncated {
             return Err(ChannelError::Gone);
         }
-        self.peer.admit(record.sender)?;
+        let pid = self.peer.admit(record.sender)?;
+        let first = *self.spoke.get_or_init(|| pid);
+        if first != pid {
+            let uid = self.peer.uid;
+            let (wanted, got) = (Peer { pid: Some(first), uid }, Peer { pid: Some(pid), uid });
+            return Err(ChannelError::Stranger { wanted, got });
+        }
         let got = record.fds.len();
         if record.too_long {
             return Err(CodecError::TooLong { len: record.len }.into());
@@ -133,14 +152,14 @@ impl Channel {
 }
 
 impl Peer {
-    fn admit(&self, sender: Option<UCred>) -> Result<(), ChannelError> {
+    fn admit(&self, sender: Option<UCred>) -> Result<u32, ChannelError> {
         let sender = sender.ok_or(ChannelError::Nameless)?;
         let pid = sender.pid.as_raw_nonzero().get().unsigned_abs();
         let uid = sender.uid.as_raw();
         if uid != self.uid || self.pid.is_some_and(|wanted| wanted != pid) {
             return Err(ChannelError::Stranger { wanted: *self, got: Self { pid: Some(pid), uid } });
         }
-        Ok(())
+        Ok(pid)
     }
 }
 

@@ -49,6 +49,19 @@ impl<R: Role> Link<R> {
         Self { channel, role: R::default(), handshake: Some("hello") }
     }
 
+    /// A conversation that is live already.
+    pub(crate) fn resumed(channel: Channel, role: R) -> Self {
+        Self { channel, role, handshake: None }
+    }
+
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub(crate) fn into_channel(self) -> Channel {
+        self.channel
+    }
+
     pub(crate) fn step(&self) -> &'static str {
         self.handshake.unwrap_or_else(|| self.role.state())
     }

@@ -1,4 +1,4 @@
-//! The words of the hand-over protocol, version 1, and what each of them may carry.
+//! The words of the hand-over protocol, versions 1 and 2, and what each of them may carry.
 
 use std::fmt;
 
@@ -45,6 +45,9 @@ pub enum Message {
     Heartbeat(Pulse),
     /// Successor: something the predecessor's owner wants to know.
     Notice { body: Body },
+    /// Predecessor, from version 2 on: where another keeper will knock if this one dies; carries a listening `SOCK_SEQPACKET`
+    /// Unix socket. It may be said again, and then replaces the earlier one.
+    Door,
     /// Either side: goes no further, and why. Nothing follows it.
     Refused { cause: String },
 }
@@ -159,6 +162,7 @@ impl Message {
             Self::Answer { .. } => "answer",
             Self::Heartbeat(_) => "heartbeat",
             Self::Notice { .. } => "notice",
+            Self::Door => "door",
             Self::Refused { .. } => "refused",
         }
     }
@@ -167,7 +171,7 @@ impl Message {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Batch(batch) => batch.entries.len(),
-            Self::Segment { .. } => 1,
+            Self::Segment { .. } | Self::Door => 1,
             Self::Plan { body } | Self::Order { body, .. } | Self::Answer { body, .. } | Self::Notice { body } => {
                 usize::from(matches!(body, Body::File(_)))
             }
@@ -184,7 +188,7 @@ impl Batch {
 }
 
 /// Protocol versions of this binary: the current one and those it still speaks.
-pub const PROTOCOL: Range = Range { min: 1, max: 1 };
+pub const PROTOCOL: Range = Range { min: 1, max: 2 };
 /// Ledger layouts of this binary: the current one and the previous one, once there is one.
 pub const LEDGER: Range = Range { min: *LAYOUTS.start(), max: *LAYOUTS.end() };
 /// Features that a record may list as `required`. Version 1 has none.

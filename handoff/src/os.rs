@@ -1,5 +1,6 @@
 //! System calls that no crate wraps safely. One of the two files with `unsafe`; each use says why it is needed and sound.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -61,6 +62,33 @@ pub fn inherited(count: u32) -> io::Result<Vec<OwnedFd>> {
     let numbers = FIRST_INHERITED..FIRST_INHERITED + count;
     numbers.clone().try_for_each(survived_exec)?;
     numbers.map(adopt).collect()
+}
+
+/// Descriptors that an earlier image of this process left open for this one, by number.
+#[derive(Debug)]
+pub struct Legacy {
+    taken: BTreeSet<RawFd>,
+}
+
+impl Legacy {
+    /// Once in the life of a process, before it opens anything itself.
+    pub fn claim() -> io::Result<Self> {
+        static CLAIMED: AtomicBool = AtomicBool::new(false);
+        if CLAIMED.swap(true, Ordering::SeqCst) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the legacy is claimed already"));
+        }
+        Ok(Self { taken: BTreeSet::new() })
+    }
+
+    /// A descriptor that came without close-on-exec, and has it from now on; each can be taken once.
+    pub fn take(&mut self, number: RawFd) -> io::Result<OwnedFd> {
+        if number < FIRST_INHERITED || !self.taken.insert(number) {
+            let why = format!("descriptor {number} is a standard stream, or is named twice");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        survived_exec(number)?;
+        adopt(number)
+    }
 }
 
 /// Takes standard input for our own use, close-on-exec, and puts `/dev/null` in its place: nothing that writes or reads
@@ -129,7 +157,8 @@ fn survived_exec(number: RawFd) -> io::Result<()> {
 // JUSTIFICATION: the protocol of the service manager passes numbers; here they become owned.
 #[expect(unsafe_code, reason = "a number becomes an OwnedFd")]
 fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: survived_exec showed that it is open and that nobody in this process opened it; `inherited` runs once.
+    // SAFETY: survived_exec showed that it is open and that nobody in this process opened it; `inherited` runs once, and
+    // `Legacy` takes each number once.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok(fd)
@@ -213,5 +242,21 @@ mod tests {
         assert!(inherited(u32::MAX).is_err());
         let second = inherited(0).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_legacy_is_what_came_with_exec_each_number_once() {
+        let ours = tempfile::tempfile().unwrap();
+        let mut legacy = Legacy::claim().unwrap();
+        assert!(Legacy::claim().is_err());
+        for number in [-1, 0, 2, RawFd::MAX, ours.as_raw_fd()] {
+            assert!(legacy.take(number).is_err(), "{number}");
+        }
+        // As after execve.
+        let kept = rustix::io::dup(&ours).unwrap();
+        let number = std::os::fd::IntoRawFd::into_raw_fd(kept);
+        let taken = legacy.take(number).unwrap();
+        assert!(rustix::io::fcntl_getfd(&taken).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(legacy.take(number).is_err(), "twice");
     }
 }

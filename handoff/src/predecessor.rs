@@ -1,7 +1,7 @@
 //! The keeper's end towards one generation: it offers the sockets, then gives orders.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::link::{Link, budget};
 use crate::manifest::{Entry, batches, duplicate};
 use crate::message::{Batch, Hello, LEDGER, Message, Offered, PROTOCOL, Pulse};
 use crate::parcel::{self, Parcel};
-use crate::sequence::{self, Action};
+use crate::sequence::{self, Action, Rest};
 
 /// A generation that has adopted what it was offered. Dropping it ends the conversation: the worker sees end of file.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub enum Down<'a> {
     Sockets(&'a [(Entry, BorrowedFd<'a>)]),
     /// A segment added later; indexes grow.
     Segment { index: u32, fd: BorrowedFd<'a> },
+    /// Where another keeper will knock; only to a generation that speaks version 2.
+    Door(BorrowedFd<'a>),
 }
 
 /// A word from the generation. Times are `CLOCK_MONOTONIC` in nanoseconds.
@@ -91,6 +93,26 @@ impl Predecessor {
         Ok((end, hello))
     }
 
+    /// Goes on where another process, or the other role, has left the conversation.
+    pub fn resume(channel: Channel, rest: Rest) -> Self {
+        Self { link: Link::resumed(channel, sequence::Predecessor::resumed(rest)) }
+    }
+
+    /// Where the conversation stands, if no answer is awaited.
+    pub fn rest(&self) -> Option<Rest> {
+        self.link.role.rest()
+    }
+
+    /// Another descriptor of the channel, for the process that will [`Self::resume`] it.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.link.channel().duplicate()
+    }
+
+    /// The channel, to go on in the other role.
+    pub fn into_channel(self) -> Channel {
+        self.link.into_channel()
+    }
+
     /// Sends a word if it is legal now; else [`HandoffError::OutOfTurn`], and nothing has happened. A generation that does
     /// not read for 5 s is a [`HandoffError::Deadline`]. May be dropped: the word was then sent whole or not at all.
     pub async fn send(&mut self, word: Down<'_>) -> Result<(), HandoffError> {
@@ -110,6 +132,7 @@ impl Predecessor {
                 link.send_soon(&message, &fds).await
             }
             Down::Segment { index, fd } => link.send_soon(&Message::Segment { index }, &[fd]).await,
+            Down::Door(fd) => link.send_soon(&Message::Door, &[fd]).await,
         }
     }
 

@@ -4,6 +4,8 @@
 //! other. So there is one `State`, moved by words that go down (predecessor to successor) and up, and two roles that say
 //! which is which and what is due next.
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{Message, Offered};
 
 mod service;
@@ -55,6 +57,26 @@ pub enum Action {
     Abort,
 }
 
+/// A live conversation in which nothing is open: from this it can be resumed, at either end, by another process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    pub polls: Polls,
+    /// Ledger segments that were handed over.
+    pub segments: u32,
+    /// The version that is spoken.
+    pub protocol: u32,
+}
+
+/// What a generation does with its listeners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Polls {
+    NotYet,
+    Now,
+    /// It did, and can be told to again.
+    NoMore,
+}
+
 /// A word that is not legal now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{got}` ({direction}) is out of turn in state {state}: {rule}")]
@@ -88,6 +110,15 @@ impl Predecessor {
         self.0.name()
     }
 
+    /// `None`: a word is awaited, or the conversation is not live.
+    pub fn rest(&self) -> Option<Rest> {
+        self.0.rest()
+    }
+
+    pub fn resumed(rest: Rest) -> Self {
+        Self(State::resumed(rest))
+    }
+
     /// The whole inventory was said to be adopted.
     pub fn adopted(&self) -> bool {
         matches!(self.0, State::AwaitReady(_))
@@ -116,6 +147,15 @@ impl Successor {
     /// For errors and views.
     pub fn state(&self) -> &'static str {
         self.0.name()
+    }
+
+    /// `None`: a word is awaited, or the conversation is not live.
+    pub fn rest(&self) -> Option<Rest> {
+        self.0.rest()
+    }
+
+    pub fn resumed(rest: Rest) -> Self {
+        Self(State::resumed(rest))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::link::{Link, budget};
 use crate::manifest::{Entry, Mismatch, duplicate, fitting};
 use crate::message::{Batch, Body, Hello, LEDGER, Message, PROTOCOL, Pulse, Range};
 use crate::parcel::{self, Parcel};
-use crate::sequence::{self, Action};
+use crate::sequence::{self, Action, Rest};
 
 /// The conversation with the keeper. End of file on it means that the keeper is gone.
 #[derive(Debug)]
@@ -58,6 +58,8 @@ pub enum Order {
         index: u32,
         fd: OwnedFd,
     },
+    /// Where another keeper will knock if this one dies; replaces an earlier one.
+    Door(OwnedFd),
 }
 
 /// A word to the keeper. Times are `CLOCK_MONOTONIC` in nanoseconds.
@@ -79,6 +81,26 @@ impl Successor {
         let Taken { generation, sockets, segments, plan } = taken;
         link.begin("ready");
         Ok(Accepted { successor: Self { link, owed: None }, generation, sockets, segments, plan })
+    }
+
+    /// Goes on where another process, or the other role, has left the conversation.
+    pub fn resume(channel: Channel, rest: Rest) -> Self {
+        Self { link: Link::resumed(channel, sequence::Successor::resumed(rest)), owed: None }
+    }
+
+    /// Where the conversation stands, if no answer is owed.
+    pub fn rest(&self) -> Option<Rest> {
+        self.link.role.rest()
+    }
+
+    /// The process at the other end.
+    pub fn peer(&self) -> Option<u32> {
+        self.link.channel().speaker()
+    }
+
+    /// The channel, to go on in the other role.
+    pub fn into_channel(self) -> Channel {
+        self.link.into_channel()
     }
 
     /// Says that this process could serve now.
@@ -139,6 +161,10 @@ impl Successor {
             Message::Segment { index } => match fds.into_iter().next() {
                 Some(fd) => Order::Segment { index, fd },
                 None => return Err(self.link.unexpected(&Message::Segment { index })),
+            },
+            Message::Door => match fds.into_iter().next() {
+                Some(fd) => Order::Door(fd),
+                None => return Err(self.link.unexpected(&Message::Door)),
             },
             other => return Err(self.link.unexpected(&other)),
         })

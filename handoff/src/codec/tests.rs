@@ -4,9 +4,9 @@ use super::*;
 use crate::manifest::Kind;
 use crate::message::{Budget, Hello, Offered, Pulse, Range};
 
-/// One of each message, some with extreme values; the golden file holds their bytes as version 1 wrote them.
-fn every_message() -> Vec<Message> {
-    let range = Range { min: 1, max: 1 };
+/// One of each message, some with extreme values; the golden files hold their bytes as each version wrote them.
+fn every_message(version: u32) -> Vec<Message> {
+    let range = Range { min: 1, max: version };
     let entry = |id: &str, kind, address: &str, v6only| Entry {
         id: id.to_owned(),
         kind,
@@ -23,14 +23,14 @@ fn every_message() -> Vec<Message> {
     vec![
         Message::Hello(Hello {
             protocol: range,
-            ledger: range,
+            ledger: Range { min: 1, max: 1 },
             version: "0.1.0".to_owned(),
             build: "a1b2c3".to_owned(),
             generation: 7,
             pid: 4711,
             descriptors: Some(Budget { limit: 1 << 20, open: 12 }),
         }),
-        Message::Offer(Offered { protocol: 1, sockets: 3, segments: 1 }),
+        Message::Offer(Offered { protocol: version, sockets: 3, segments: 1 }),
         Message::Segment { index: 0 },
         Message::Batch(Batch { first: 0, entries: entries.clone() }),
         Message::BatchTaken { count: 3 },
@@ -52,11 +52,14 @@ fn every_message() -> Vec<Message> {
 }
 
 #[test]
-fn version_1_is_read_and_written_as_it_was_released() {
-    let golden: Vec<_> = include_str!("../../golden/v1.jsonl").lines().collect();
-    let messages = every_message();
-    assert_eq!(golden.len(), messages.len());
-    for (line, message) in golden.into_iter().zip(messages) {
+fn every_version_is_read_and_written_as_it_was_released() {
+    replay(include_str!("../../golden/v1.jsonl"), every_message(1));
+    replay(include_str!("../../golden/v2.jsonl"), [every_message(2), vec![Message::Door]].concat());
+}
+
+fn replay(golden: &str, messages: Vec<Message>) {
+    assert_eq!(golden.lines().count(), messages.len());
+    for (line, message) in golden.lines().zip(messages) {
         assert_eq!(decode(line.as_bytes()).unwrap(), message, "{line}");
         assert_eq!(String::from_utf8(encode(&message).unwrap()).unwrap(), line);
         assert!(line.contains(&format!("\"type\":\"{}\"", message.name())), "{line}");
@@ -86,7 +89,7 @@ fn h1_what_is_no_record_is_named_with_its_offset() {
     assert_eq!(syntax(br#"{"type":"ready"}{"type":"ready"}"#).0, 16, "two records glued");
     assert_eq!(syntax(b"{\"type\":\n\"ready\"}x").0, 17, "trailing bytes after a line break");
     assert_eq!(syntax(br#"{"type":"rea"#).0, 11, "truncated");
-    for record in every_message().iter().map(|message| encode(message).unwrap()) {
+    for record in every_message(2).iter().map(|message| encode(message).unwrap()) {
         for cut in 0..record.len() {
             assert!(decode(&record[..cut]).is_err());
         }
@@ -163,7 +166,7 @@ proptest! {
         which in 0..18_usize,
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
     ) {
-        let mut bytes = encode(&every_message()[which]).unwrap();
+        let mut bytes = encode(&every_message(2)[which]).unwrap();
         for (index, byte) in changes {
             let at = index.index(bytes.len());
             bytes[at] = byte;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::error::LedgerError;
 use super::layout::{Owner, Sizes};
@@ -17,6 +17,13 @@ use super::slot::{Phase, RecordSlot};
 pub struct Ledger {
     /// At least one.
     segments: Vec<Arc<Segment>>,
+}
+
+/// Who serves. Generations count from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Noted {
+    pub serving: Option<u32>,
+    pub standby: Option<u32>,
 }
 
 /// Session ids count segments (see `claim`), and stay below 2^53 with so many.
@@ -88,6 +95,24 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Writes down which generation serves, and which one would serve in its place: one store, so that whoever reads it later
+    /// finds both as they were at one moment.
+    pub fn note(&self, noted: Noted) {
+        let both = u64::from(noted.serving.unwrap_or(0)) << 32 | u64::from(noted.standby.unwrap_or(0));
+        self.first().map().header().noted.store(both, Release);
+    }
+
+    /// What was written down last, by this keeper or an earlier one.
+    pub fn noted(&self) -> Noted {
+        let both = self.first().map().header().noted.load(Acquire);
+        let generation = |half: u64| u32::try_from(half).ok().filter(|generation| *generation != 0);
+        Noted { serving: generation(both >> 32), standby: generation(both & 0xffff_ffff) }
+    }
+
+    fn first(&self) -> &Segment {
+        self.segments.first().expect("a ledger has a segment from the start")
     }
 
     fn last(&self) -> &Segment {

@@ -62,8 +62,9 @@ pub(super) struct Header {
     records_at: AtomicU64,
     cells_at: AtomicU64,
     bytes: AtomicU64,
-    /// For what the keeper must find again after its death.
-    _keeper: [AtomicU64; 6],
+    /// What the keeper must find again after its death: the generation that serves and the one in standby, 0 for none.
+    pub(super) noted: AtomicU64,
+    _keeper: [AtomicU64; 5],
     /// Names below it are complete. Stored with release.
     pub(super) names_published: AtomicU32,
     /// Blocks below it were leased at least once; the memory of the others was never touched.

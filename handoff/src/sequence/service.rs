@@ -13,11 +13,17 @@ pub(super) struct Service {
     batches: VecDeque<u32>,
     /// Segments known so far; the next index is at least this.
     segments: u32,
+    protocol: u32,
 }
 
 impl Service {
-    pub(super) fn after(segments: u32) -> Self {
-        Self { segments, ..Self::default() }
+    pub(super) fn after(segments: u32, protocol: u32) -> Self {
+        Self { segments, protocol, ..Self::default() }
+    }
+
+    /// Segments and protocol, if nothing is open: then they are all there is to know.
+    pub(super) fn rest(&self) -> Option<(u32, u32)> {
+        (self.orders.is_empty() && self.batches.is_empty()).then_some((self.segments, self.protocol))
     }
 
     /// A word from the predecessor.
@@ -26,6 +32,7 @@ impl Service {
             Message::Order { id, .. } => self.order(*id)?,
             Message::Batch(batch) => self.batch(batch)?,
             Message::Segment { index } => self.segment(*index)?,
+            Message::Door if self.protocol >= DOORS => {}
             _ => return Err(NOT_NOW),
         }
         Ok(self)
@@ -82,6 +89,8 @@ impl Service {
     }
 }
 
+/// The first version of the protocol that knows doors.
+const DOORS: u32 = 2;
 /// Bounds the memory of both ends; an owner loop asks one thing at a time, a paced kill a few hundred.
 const OPEN_ORDERS: usize = 1024;
 /// Descriptors on their way count against the sender's limit (ETOOMANYREFS, unix(7)).

@@ -1,6 +1,7 @@
 //! The one conversation both roles share, seen from the predecessor's side.
 
 use super::service::Service;
+use super::{Polls, Rest};
 use crate::message::{Batch, Message, Offered};
 
 /// Where the conversation stands.
@@ -76,7 +77,9 @@ impl State {
             (Self::AwaitHello, Message::Hello(_)) => Ok(Self::Greeted),
             (Self::Offering(progress), Message::BatchTaken { count }) => progress.taken(*count).map(Self::Offering),
             (Self::AwaitAdopted(of, seen), Message::Adopted(batch)) => adopted(*of, *seen, batch),
-            (Self::AwaitReady(of), Message::Ready) => Ok(Self::Live(Phase::Ready, Service::after(of.segments))),
+            (Self::AwaitReady(of), Message::Ready) => {
+                Ok(Self::Live(Phase::Ready, Service::after(of.segments, of.protocol)))
+            }
             (Self::Live(phase, service), Message::Polling { .. }) => {
                 phase.step(&[Phase::Committing], Phase::Serving, service)
             }
@@ -103,6 +106,30 @@ impl State {
             Self::Live(Phase::Standby, _) => "standby",
             Self::Closed => "closed",
         }
+    }
+}
+
+impl State {
+    /// `None`: something is under way, or not live.
+    pub(super) fn rest(&self) -> Option<Rest> {
+        let Self::Live(phase, service) = self else { return None };
+        let polls = match phase {
+            Phase::Ready => Polls::NotYet,
+            Phase::Serving => Polls::Now,
+            Phase::Standby => Polls::NoMore,
+            Phase::Committing | Phase::Stopping => return None,
+        };
+        let (segments, protocol) = service.rest()?;
+        Some(Rest { polls, segments, protocol })
+    }
+
+    pub(super) fn resumed(rest: Rest) -> Self {
+        let phase = match rest.polls {
+            Polls::NotYet => Phase::Ready,
+            Polls::Now => Phase::Serving,
+            Polls::NoMore => Phase::Standby,
+        };
+        Self::Live(phase, Service::after(rest.segments, rest.protocol))
     }
 }
 

@@ -28,7 +28,7 @@ fn body() -> Body {
 }
 
 fn offer(sockets: u32, segments: u32) -> Message {
-    Message::Offer(Offered { protocol: 1, sockets, segments })
+    Message::Offer(Offered { protocol: 2, sockets, segments })
 }
 
 /// Every kind of word, with values that fit some states and not others.
@@ -46,6 +46,7 @@ fn words() -> Vec<Message> {
         Message::Heartbeat(Pulse::default()),
         Message::Notice { body: body() },
         Message::Refused { cause: String::new() },
+        Message::Door,
     ];
     for index in [0, 1, u32::MAX] {
         words.push(Message::Segment { index });
@@ -168,8 +169,9 @@ fn h2_every_word_in_every_state_is_a_transition_or_out_of_turn() {
             "await_adopted" => &["adopted"],
             "await_ready" => &["ready"],
             service => {
-                names
-                    .retain(|name| !["batch", "batch_taken", "heartbeat", "notice", "order", "segment"].contains(name));
+                names.retain(|name| {
+                    !["batch", "batch_taken", "door", "heartbeat", "notice", "order", "segment"].contains(name)
+                });
                 match service {
                     "ready" | "standby" => &["commit"],
                     "committing" => &["polling"],
@@ -180,6 +182,38 @@ fn h2_every_word_in_every_state_is_a_transition_or_out_of_turn() {
             }
         };
         assert_eq!(names, wanted, "{state}");
+    }
+}
+
+/// A conversation with nothing open goes on at either end as if nothing had been; one with something open cannot be left.
+#[test]
+fn what_is_at_rest_can_be_resumed_and_nothing_else() {
+    let mut rested = Vec::new();
+    for (ours, theirs) in stations() {
+        let (Some(rest), Some(other)) = (ours.rest(), theirs.rest()) else {
+            assert!(!["ready", "serving", "standby"].contains(&ours.state()) || has_open(&ours), "{}", ours.state());
+            continue;
+        };
+        assert_eq!(rest, other);
+        assert_eq!((Predecessor::resumed(rest), Successor::resumed(rest)), (ours.clone(), theirs));
+        rested.push(ours.state());
+    }
+    rested.dedup();
+    assert_eq!(rested, ["ready", "serving", "standby", "serving"]);
+}
+
+/// An order or a batch without its answer.
+fn has_open(at: &Predecessor) -> bool {
+    let answers = [Message::Answer { id: 1, body: body() }, Message::BatchTaken { count: 2 }];
+    answers.iter().any(|answer| at.clone().on(Event::In(answer)).is_ok())
+}
+
+#[test]
+fn a_door_is_for_those_who_know_the_word() {
+    for (protocol, known) in [(1, false), (2, true)] {
+        let rest = Rest { polls: Polls::Now, segments: 1, protocol };
+        assert_eq!(Predecessor::resumed(rest).on(Event::Out(&Message::Door)).is_ok(), known, "{protocol}");
+        assert_eq!(Successor::resumed(rest).on(Event::In(&Message::Door)).is_ok(), known, "{protocol}");
     }
 }
 

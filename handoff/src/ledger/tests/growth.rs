@@ -167,3 +167,15 @@ fn many_names_are_found_and_summed_once_each() {
         })
     );
 }
+
+#[test]
+fn who_serves_is_found_again_by_the_next_keeper() {
+    let ledger = ledger(SMALL);
+    assert_eq!(ledger.noted(), Noted::default());
+    let noted = Noted { serving: Some(u32::MAX), standby: Some(7) };
+    ledger.note(noted);
+    let again = Ledger::open(vec![ledger.descriptor(0).unwrap().try_clone_to_owned().unwrap()]).unwrap();
+    assert_eq!(again.noted(), noted);
+    again.note(Noted { serving: Some(8), standby: None });
+    assert_eq!(ledger.noted(), Noted { serving: Some(8), standby: None });
+}

@@ -70,7 +70,10 @@ impl Client {
                 Some(Line::Done(reply)) => return Ok(reply),
                 Some(Line::Failed(failure)) => return Err(ClientError::Refused(failure)),
                 Some(step @ Line::Step { .. }) => on_step(&step),
-                Some(Line::Reconnect { .. }) => return Err(self.lost("proxyd replaces itself by its new version")),
+                // Its socket is the same; whoever connects waits until the new version answers.
+                Some(Line::Reconnect { upgrade }) => {
+                    answer = self.ask(Method::POST, "/v1/command", report_of(upgrade)).await?;
+                }
                 None => return Err(self.lost("the answer ended without a result")),
             }
         }
@@ -160,6 +163,10 @@ impl Client {
     fn nonsense(&self, what: impl ToString) -> ClientError {
         ClientError::Nonsense { path: self.path.clone(), what: what.to_string() }
     }
+}
+
+fn report_of(upgrade: u64) -> Vec<u8> {
+    serde_json::to_vec(&Command::Report { id: Some(upgrade) }).expect("a command is JSON")
 }
 
 /// Why there is no result.

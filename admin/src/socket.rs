@@ -28,6 +28,17 @@ pub fn bind_socket(path: &Path) -> Result<(UnixListener, OwnedSocketPath), BindE
     Ok((listener, owned))
 }
 
+/// The guard of a socket that an earlier image of this process has bound at `path`, with device and inode as it had them.
+/// `None`: something else is there by now, which is not ours to remove.
+pub fn adopt_path(path: &Path, (device, inode): (u64, u64)) -> Option<OwnedSocketPath> {
+    let owned = OwnedSocketPath::of(path).ok()?;
+    if owned.identity().ok() == Some((device, inode)) {
+        return Some(owned);
+    }
+    owned.leave();
+    None
+}
+
 /// Why the admin socket could not be made. Nothing of others was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -54,6 +65,17 @@ pub struct OwnedSocketPath {
 impl OwnedSocketPath {
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Device and inode.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let found = fstat(&self.pin)?;
+        Ok((found.st_dev, found.st_ino))
+    }
+
+    /// The file stays.
+    fn leave(mut self) {
+        self.path = PathBuf::new();
     }
 
     fn of(path: &Path) -> Result<Self, BindError> {

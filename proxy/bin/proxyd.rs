@@ -18,6 +18,12 @@ struct Args {
     /// Print version and protocol ranges as JSON, with this token.
     #[arg(long, value_name = "TOKEN", conflicts_with = "config")]
     preflight: Option<String>,
+    /// With --preflight: whether this binary can go on as the keeper whose state this descriptor holds.
+    #[arg(long, value_name = "FD", requires = "preflight")]
+    state: Option<i32>,
+    /// Go on as the keeper, from what the image before left in this descriptor.
+    #[arg(long, value_name = "FD", hide = true, conflicts_with_all = ["config", "preflight", "worker"])]
+    resume: Option<i32>,
     /// Serve as a worker; standard input is the keeper's channel.
     #[arg(long, hide = true, conflicts_with_all = ["config", "preflight"])]
     worker: bool,
@@ -49,11 +55,12 @@ fn main() -> ExitCode {
     };
     let done = match args {
         Args { verb: Some(Verb::Check { file }), .. } => return check(&file),
-        Args { preflight: Some(token), .. } => {
-            keeper::answer_preflight(&token, io::stdout().lock()).map_err(|error| Failed::other(&error))
+        Args { preflight: Some(token), state, .. } => {
+            keeper::answer_preflight(&token, state, io::stdout().lock()).map_err(|error| Failed::other(&error))
         }
+        Args { resume: Some(state), .. } => keeper::resume(state).map_err(|error| Failed::of(&error)),
         Args { worker: true, .. } => worker::run().map_err(|error| Failed::other(&error)),
-        Args { config: Some(file), .. } => serve(&file, None),
+        Args { config: Some(file), .. } => serve(&file, true, None),
         _ => run_demo(),
     };
     match done {
@@ -71,6 +78,14 @@ struct Failed {
 }
 
 impl Failed {
+    fn of(error: &RunError) -> Self {
+        let code = match error {
+            RunError::First(_) | RunError::Metrics(_) => code::OTHER,
+            _ => code::SYSTEM,
+        };
+        Self { message: error.to_string(), code }
+    }
+
     fn other(error: &dyn std::fmt::Display) -> Self {
         Self { message: error.to_string(), code: code::OTHER }
     }
@@ -95,10 +110,11 @@ fn check(file: &Path) -> ExitCode {
 
 fn run_demo() -> Result<(), Failed> {
     let demo = demo::start().map_err(|error| Failed { message: format!("demo: {error}"), code: code::SYSTEM })?;
-    serve(&demo.config, Some(demo.greeting))
+    // Its backends are threads of this process: no other image can take its place.
+    serve(&demo.config, false, Some(demo.greeting))
 }
 
-fn serve(file: &Path, greeting: Option<String>) -> Result<(), Failed> {
+fn serve(file: &Path, replaceable: bool, greeting: Option<String>) -> Result<(), Failed> {
     let system = |error: &dyn std::fmt::Display| Failed { message: error.to_string(), code: code::SYSTEM };
     // Before the configuration: its limits depend on it.
     keeper::raise_descriptor_limit();
@@ -106,11 +122,5 @@ fn serve(file: &Path, greeting: Option<String>) -> Result<(), Failed> {
     let binary = keeper::started_from().map_err(|error| system(&error))?;
     let file = std::path::absolute(file).map_err(|error| system(&error))?;
     let loaded = keeper::load(&file).map_err(|mistakes| Failed { message: mistakes, code: code::CONFIG })?;
-    keeper::run(Start { loaded, binary, inherited, greeting }).map_err(|error| Failed {
-        message: error.to_string(),
-        code: match error {
-            RunError::First(_) | RunError::Metrics(_) => code::OTHER,
-            _ => code::SYSTEM,
-        },
-    })
+    keeper::run(Start { loaded, binary, inherited, replaceable, greeting }).map_err(|error| Failed::of(&error))
 }

@@ -15,6 +15,15 @@ const LONGEST: Duration = Duration::from_secs(2);
 const STEADY: Duration = Duration::from_secs(10);
 
 impl Backoff {
+    /// After so many failures in a row, counted by an earlier keeper.
+    pub(super) fn after(failures: u32) -> Self {
+        Self { failures }
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// The wait after a failure; `served_since`: when the one that failed began to serve.
     pub(super) fn next(&mut self, served_since: Option<Instant>) -> Duration {
         if served_since.is_some_and(|since| since.elapsed() >= STEADY) {

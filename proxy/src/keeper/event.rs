@@ -1,6 +1,6 @@
 //! What the owner loop hears.
 
-use admin::command::{Command, Line};
+use admin::command::{Command, Line, UpgradeReport};
 use tokio::sync::mpsc;
 
 use super::next::{Next, NotNext};
@@ -62,5 +62,10 @@ pub(super) enum Event {
     },
     /// The delay of a shutdown is over.
     StopAccepting,
+    /// The new binary was shown the keeper's state, and says whether it can go on from there.
+    Vetted {
+        report: Box<UpgradeReport>,
+        vetted: Result<(), String>,
+    },
     Tick,
 }

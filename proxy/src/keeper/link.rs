@@ -11,6 +11,7 @@ use std::time::Duration;
 use handoff::HandoffError;
 use handoff::manifest::{Entry, batches};
 use handoff::predecessor::{Down, Predecessor, Up};
+use handoff::sequence::Rest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -47,6 +48,7 @@ enum Request {
     Order(Vec<u8>, oneshot::Sender<Vec<u8>>),
     Sockets(Vec<(Entry, OwnedFd)>, oneshot::Sender<()>),
     Segment(u32, OwnedFd, oneshot::Sender<()>),
+    Rest(oneshot::Sender<(OwnedFd, Rest)>),
 }
 
 /// Longest wait for an answer. A worker's control thread only talks to its data threads, which do not block.
@@ -112,6 +114,11 @@ impl Link {
         self.ask("a ledger segment", |reply| Request::Segment(index, fd, reply)).await
     }
 
+    /// Waits until no answer is awaited; then where the conversation stands, and a descriptor to go on with it elsewhere.
+    pub(super) async fn rest(&self) -> Result<(OwnedFd, Rest), LinkError> {
+        self.ask("what is under way", Request::Rest).await
+    }
+
     async fn ask<T>(
         &self,
         what: &'static str,
@@ -134,6 +141,7 @@ struct Open {
     sockets: Option<oneshot::Sender<()>>,
     polling: Option<oneshot::Sender<u64>>,
     stopped: Option<oneshot::Sender<u64>>,
+    rest: Vec<oneshot::Sender<(OwnedFd, Rest)>>,
 }
 
 struct Line {
@@ -146,6 +154,7 @@ struct Line {
 impl Line {
     async fn run(mut self) -> Result<(), HandoffError> {
         loop {
+            self.say_rest();
             tokio::select! {
                 request = self.inbox.recv() => match request {
                     Some(request) => self.send(request).await?,
@@ -155,6 +164,17 @@ impl Line {
                     Up::Heartbeat(pulse) => self.heard.borrow_mut().beat(Instant::now(), &pulse),
                     up => self.open.answered(up),
                 },
+            }
+        }
+    }
+
+    /// Tells those who wait for it that nothing is open.
+    fn say_rest(&mut self) {
+        let Some(rest) = self.predecessor.rest().filter(|_| !self.open.rest.is_empty()) else { return };
+        for waiting in self.open.rest.drain(..) {
+            // Without a descriptor to be had, the one who waits hears nothing, which says so.
+            if let Ok(fd) = self.predecessor.duplicate() {
+                let _ = waiting.send((fd, rest));
             }
         }
     }
@@ -180,6 +200,10 @@ impl Line {
                 self.open.sockets = Some(reply);
                 let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
                 self.predecessor.send(Down::Sockets(&borrowed)).await
+            }
+            Request::Rest(reply) => {
+                self.open.rest.push(reply);
+                Ok(())
             }
             Request::Segment(index, fd, reply) => {
                 let sent = self.predecessor.send(Down::Segment { index, fd: fd.as_fd() }).await;

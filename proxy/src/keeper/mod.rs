@@ -10,6 +10,8 @@ mod backoff;
 mod budget;
 mod commands;
 mod door;
+mod doors;
+mod estate;
 mod event;
 mod generation;
 mod heard;
@@ -20,19 +22,22 @@ mod pinned;
 mod pools;
 mod preflight;
 mod reaper;
+mod reexec;
 mod reload;
 mod restart;
+mod resume;
 mod run;
 mod shutdown;
 mod sockets;
 mod spawn;
+mod state;
 mod state_dir;
 mod surroundings;
 mod upgrade;
 
 pub use next::{Loaded, load};
 pub use preflight::answer as answer_preflight;
-pub use run::{RunError, run};
+pub use run::{RunError, resume, run};
 pub use state_dir::{StateDir, StateDirError};
 pub use surroundings::{inherited_sockets, raise_descriptor_limit, started_from};
 
@@ -44,6 +49,8 @@ pub struct Start {
     pub binary: PathBuf,
     /// Listening sockets from a service manager.
     pub inherited: Vec<std::os::fd::OwnedFd>,
+    /// Whether the process is a keeper and nothing else, so that another image can take its place.
+    pub replaceable: bool,
     /// Lines for a person, printed once it serves.
     pub greeting: Option<String>,
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
@@ -10,12 +11,14 @@ use tokio::time::{Instant, timeout_at};
 use super::pinned::{PinError, Pinned, hex};
 use super::preflight::{self, PreflightError};
 use super::reaper::Reaper;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Parsed};
 
 /// A configuration and where it came from.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub path: PathBuf,
+    /// As it was read: kept, so that what is in force can be told to another process.
+    pub text: Arc<str>,
     pub sha256: String,
     pub config: Config,
     pub warnings: Vec<String>,
@@ -43,8 +46,26 @@ pub(super) enum NotNext {
 /// All mistakes of the file, ready to be shown.
 pub fn load(path: &Path) -> Result<Loaded, String> {
     let (text, parsed) = config::load(path).map_err(|mistakes| mistakes.to_string())?;
-    let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
-    Ok(Loaded { path: path.into(), sha256: hex(&Sha256::digest(&text)), config: parsed.config, warnings })
+    Ok(Loaded::new(path, &text, parsed))
+}
+
+impl Loaded {
+    /// Checks a text that was read earlier; `path` is where.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub(super) fn of_text(path: &Path, text: &[u8]) -> Result<Self, String> {
+        let parsed = config::parse(path, text).map_err(|mistakes| mistakes.to_string())?;
+        Ok(Self::new(path, text, parsed))
+    }
+
+    fn new(path: &Path, text: &[u8], parsed: Parsed) -> Self {
+        let warnings = parsed.warnings.iter().map(ToString::to_string).collect();
+        let sha256 = hex(&Sha256::digest(text));
+        // What was accepted is UTF-8.
+        let text = String::from_utf8_lossy(text).into();
+        Self { path: path.into(), text, sha256, config: parsed.config, warnings }
+    }
 }
 
 /// The preflight of an upgrade. Changes nothing. Of a binary that is among `known`, no second copy is kept.

@@ -21,6 +21,7 @@ use super::next::Loaded;
 use super::pinned::Pinned;
 use super::pools::Pools;
 use super::reaper::Reaper;
+use super::reexec::Replacement;
 use super::restart::Restart;
 use super::run::{RunError, SharedScene};
 use super::sockets::Sockets;
@@ -41,7 +42,17 @@ pub(super) struct Parts {
     pub events: mpsc::Sender<Event>,
     pub reaper: Reaper,
     pub started: Instant,
+    pub replaceable: bool,
     pub greeting: Option<String>,
+}
+
+/// Why the loop has ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// With the service.
+    Over(Result<(), RunError>),
+    /// The keeper is to be replaced by its new version; the loop can go on.
+    Replace,
 }
 
 #[derive(Debug)]
@@ -63,7 +74,14 @@ pub(super) struct Keeper {
     pub serving: Option<u32>,
     /// What a crashed worker is restarted from.
     pub pinned: Rc<Pinned>,
+    /// SHA-256 of the binary that this keeper itself runs.
+    pub runs: String,
+    pub replaceable: bool,
     pub upgrade: Option<Upgrade>,
+    /// The keeper is about to become another version.
+    pub replacement: Option<Replacement>,
+    /// Of the state, as it was last told to the workers.
+    pub serial: u64,
     pub last_upgrade: u64,
     pub reports: Reports,
     /// What a rollback outside of a probation goes back to.
@@ -85,7 +103,7 @@ pub(super) struct Keeper {
     /// Set when the loop is to end.
     pub ended: Option<Result<(), RunError>>,
     pub greeting: Option<String>,
-    started: Instant,
+    pub started: Instant,
     scene: SharedScene,
 }
 
@@ -93,7 +111,10 @@ impl Keeper {
     /// # Errors
     /// The ledger has no block for the keeper.
     pub(super) fn new(parts: Parts) -> Result<Self, LedgerError> {
-        let Parts { loaded, pinned, pools, sockets, mut ledger, events, reaper, started, greeting } = parts;
+        let Parts { loaded, pinned, pools, sockets, mut ledger, events, reaper, started, replaceable, greeting } =
+            parts;
+        // What an earlier image of this keeper, or an earlier keeper, had leased.
+        ledger.bury(0, &mut |_| ());
         ledger.ensure(&pools.names(&loaded.config), 1, 0)?;
         let writer = lease(&ledger)?;
         let tally = Tally::of(&writer);
@@ -120,8 +141,12 @@ impl Keeper {
             generations: BTreeMap::new(),
             last_generation: 0,
             serving: None,
+            runs: pinned.sha256.clone(),
+            replaceable,
             pinned,
             upgrade: None,
+            replacement: None,
+            serial: 0,
             last_upgrade: 0,
             reports: Reports::default(),
             previous: None,
@@ -152,18 +177,51 @@ impl Keeper {
         self.scene.clone()
     }
 
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> Result<(), RunError> {
+    /// Until the service ends, or the keeper is to be replaced.
+    pub(super) async fn run(&mut self, inbox: &mut mpsc::Receiver<Event>) -> Ended {
         self.start_worker();
         loop {
-            let Some(event) = inbox.recv().await else { return Ok(()) };
-            self.handle(event).await;
-            self.publish();
-            while self.tasks.try_join_next().is_some() {}
-            if let Some(ended) = self.ended.take() {
-                self.end();
-                return ended;
+            let Some(event) = inbox.recv().await else { return Ended::Over(Ok(())) };
+            if let Some(over) = self.turn(event).await {
+                return over;
+            }
+            if self.replacement.is_some() {
+                return Ended::Replace;
             }
         }
+    }
+
+    /// Goes on until something else has happened, and what was told by then is heard. `Some`: the service has ended first.
+    pub(super) async fn run_until(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Event>,
+        happened: impl Future<Output = ()>,
+    ) -> Option<Ended> {
+        let mut happened = std::pin::pin!(happened);
+        loop {
+            let event = tokio::select! {
+                event = inbox.recv() => event?,
+                () = &mut happened => break,
+            };
+            if let Some(over) = self.turn(event).await {
+                return Some(over);
+            }
+        }
+        while let Ok(event) = inbox.try_recv() {
+            if let Some(over) = self.turn(event).await {
+                return Some(over);
+            }
+        }
+        None
+    }
+
+    async fn turn(&mut self, event: Event) -> Option<Ended> {
+        self.handle(event).await;
+        self.publish();
+        while self.tasks.try_join_next().is_some() {}
+        let ended = self.ended.take()?;
+        self.end();
+        Some(Ended::Over(ended))
     }
 
     async fn handle(&mut self, event: Event) {
@@ -183,6 +241,7 @@ impl Keeper {
             Event::Exited { generation, exit } => self.exited(generation, exit).await,
             Event::Unlinked { generation } => self.unlinked(generation).await,
             Event::StopAccepting => self.stop_accepting().await,
+            Event::Vetted { report, vetted } => self.vetted(*report, vetted),
             Event::Tick => self.tick().await,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -80,6 +80,18 @@ impl Pinned {
 
     pub(super) fn is_copy(&self) -> bool {
         matches!(*self.image, Image::Copy(_))
+    }
+
+    /// An image that an earlier keeper had pinned.
+    pub(super) fn again(image: OwnedFd, path: PathBuf, sha256: String, version: String, build: String) -> Self {
+        let in_place = rustix::fs::fcntl_getfl(&image).is_ok_and(|flags| flags.contains(OFlags::PATH));
+        let image = Arc::new(if in_place { Image::File(image) } else { Image::Copy(image) });
+        Self { image, path, sha256, version, build }
+    }
+
+    pub(super) fn image(&self) -> BorrowedFd<'_> {
+        let (Image::Copy(fd) | Image::File(fd)) = &*self.image;
+        fd.as_fd()
     }
 
     /// A command that runs this image. The descriptor is close-on-exec: the kernel opens the image before it closes it.

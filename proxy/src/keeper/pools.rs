@@ -7,12 +7,13 @@ use std::net::SocketAddr;
 
 use admin::command::{BackendChange, Changed, Failure, NewBackend};
 use handoff::ledger::NameSpec;
+use serde::{Deserialize, Serialize};
 
 use crate::config::plan::{BackendAdmin, PlannedBackend, PlannedPool};
 use crate::config::{self, Balance, Config, Pool};
 use crate::observe::names;
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Pools {
     pools: BTreeMap<String, PlannedPool>,
     /// Listener to pool.

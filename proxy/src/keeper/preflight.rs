@@ -2,6 +2,7 @@
 //! configuration.
 
 use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,8 +14,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout_at};
 
+use super::estate;
 use super::pinned::Pinned;
 use super::reaper::{Child, Exit, Reaper};
+use super::state::KEEPER_STATE;
 
 /// What `proxyd --preflight TOKEN` prints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,9 @@ pub(super) struct Passport {
     pub build: String,
     pub handoff: Range,
     pub ledger: Range,
+    /// Absent in binaries that cannot go on as the keeper of another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper_state: Option<Range>,
 }
 
 impl Passport {
@@ -34,6 +40,7 @@ impl Passport {
             build: crate::version::build().into(),
             handoff: PROTOCOL,
             ledger: LEDGER,
+            keeper_state: Some(KEEPER_STATE),
         }
     }
 }
@@ -68,7 +75,7 @@ pub(super) async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant
     let path = || pinned.path.display().to_string();
     let token = format!("{:016x}", fastrand::u64(..));
     let mut command = pinned.command().map_err(|source| PreflightError::Start { path: path(), source })?;
-    command.args(["--preflight", &token]);
+    command.args(["--preflight", &token]).stdin(Stdio::null());
     let ran =
         execute(command, reaper, deadline).await.map_err(|source| PreflightError::Start { path: path(), source })?;
     let said = ran.said();
@@ -97,6 +104,23 @@ pub(super) async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant
     Ok(passport)
 }
 
+/// Whether this binary can go on as the keeper from what is in the file. Changes nothing.
+pub(super) async fn can_go_on(pinned: &Pinned, estate: OwnedFd, reaper: &Reaper) -> Result<(), String> {
+    let token = format!("{:016x}", fastrand::u64(..));
+    let mut command = pinned.command().map_err(|error| error.to_string())?;
+    command.args(["--preflight", &token, "--state", "0"]).stdin(Stdio::from(estate));
+    let ran = execute(command, reaper, Instant::now() + ANSWER).await.map_err(|error| error.to_string())?;
+    match ran.exit {
+        Some(Exit::Status(0)) if ran.said().contains(&token) => Ok(()),
+        Some(Exit::Status(USAGE)) => Err("it is of a version that cannot take over from a running keeper".into()),
+        Some(exit) => Err(format!("its preflight with our state {exit}: {}", ran.said())),
+        None => Err(format!("its preflight with our state did not end within {} s", ANSWER.as_secs())),
+    }
+}
+
+/// What `proxyd` leaves with when it does not know an option.
+const USAGE: i32 = 64;
+
 pub(super) async fn check(
     pinned: &Pinned,
     config: &Path,
@@ -105,7 +129,7 @@ pub(super) async fn check(
 ) -> Result<(), PreflightError> {
     let path = || pinned.path.display().to_string();
     let mut command = pinned.command().map_err(|source| PreflightError::Start { path: path(), source })?;
-    command.arg("check").arg(config);
+    command.arg("check").arg(config).stdin(Stdio::null());
     let ran =
         execute(command, reaper, deadline).await.map_err(|source| PreflightError::Start { path: path(), source })?;
     match ran.exit {
@@ -139,7 +163,7 @@ impl Ran {
 const OUTPUT: u64 = 256 * 1024;
 
 async fn execute(mut command: Command, reaper: &Reaper, deadline: Instant) -> io::Result<Ran> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     clean_env(&mut command);
     handoff::os::spawn_in_own_session(&mut command);
     let mut child = command.spawn()?;
@@ -168,7 +192,7 @@ pub(super) fn clean_env(command: &mut Command) {
     }
 }
 
-async fn read(stream: Option<std::os::fd::OwnedFd>, deadline: Instant) -> Vec<u8> {
+async fn read(stream: Option<OwnedFd>, deadline: Instant) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(receiver) = stream.and_then(|fd| pipe::Receiver::from_owned_fd(fd).ok()) {
         // Late or broken: what came is kept, the exit status decides.
@@ -177,8 +201,16 @@ async fn read(stream: Option<std::os::fd::OwnedFd>, deadline: Instant) -> Vec<u8
     bytes
 }
 
-/// Answers `--preflight` for this binary.
-pub fn answer(token: &str, mut out: impl io::Write) -> io::Result<()> {
+/// Answers `--preflight` for this binary; with a descriptor that holds a keeper's state only if it can go on from there.
+///
+/// # Errors
+/// Nobody reads the answer, or the state cannot be read.
+pub fn answer(token: &str, state: Option<RawFd>, mut out: impl io::Write) -> io::Result<()> {
+    if let Some(number) = state {
+        // Whoever asked holds the descriptor; through /proc it is opened anew, whatever its number.
+        let file = std::fs::File::open(format!("/proc/self/fd/{number}"))?;
+        estate::examine(&estate::read(file.into())?).map_err(io::Error::other)?;
+    }
     serde_json::to_writer(&mut out, &Passport::own(token))?;
     writeln!(out)
 }

@@ -82,23 +82,35 @@ impl Reaper {
     /// # Errors
     /// No descriptor for a pidfd: the child is killed and will be reaped.
     pub(super) fn adopt(&self, child: &std::process::Child) -> io::Result<Child> {
-        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        self.watch(child.id()).inspect_err(|_| {
+            if let Ok(pid) = i32::try_from(child.id()) {
+                let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            }
+        })
+    }
+
+    /// As [`Self::adopt`], of a child that an earlier image of this process has started.
+    ///
+    /// # Errors
+    /// No descriptor for a pidfd, or there is no such process: it goes on, if there is one.
+    pub(super) fn watch(&self, child: u32) -> io::Result<Child> {
+        let pid = i32::try_from(child).map_err(io::Error::other)?;
         let (sender, exit) = oneshot::channel();
         self.waiting.borrow_mut().insert(pid, sender);
         let known = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("pid 0"))?;
-        let pidfd = pidfd_open(known, PidfdFlags::empty()).inspect_err(|_| {
-            let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        })?;
-        Ok(Child { process: Process { pid: child.id(), pidfd: Rc::new(pidfd) }, exit })
+        let pidfd = pidfd_open(known, PidfdFlags::empty())?;
+        Ok(Child { process: Process { pid: child, pidfd: Rc::new(pidfd) }, exit })
     }
 
-    /// Runs for the life of the keeper.
-    pub(super) async fn run(self) -> io::Result<()> {
+    /// Listens from now on; the future runs for the life of the keeper.
+    pub(super) fn listen(self) -> io::Result<impl Future<Output = ()>> {
         let mut deaths = signal(SignalKind::child())?;
-        loop {
-            self.collect();
-            deaths.recv().await;
-        }
+        Ok(async move {
+            loop {
+                self.collect();
+                deaths.recv().await;
+            }
+        })
     }
 
     fn collect(&self) {

@@ -192,7 +192,12 @@ impl Keeper {
             deadline: None,
         };
         self.generations.insert(generation, known);
-        let mut child = child;
+        self.watch(generation, child, &link);
+        (generation, link, segments)
+    }
+
+    /// The ends of its process and of its channel become events.
+    pub(super) fn watch(&mut self, generation: u32, mut child: Child, link: &Link) {
         self.later(async move { Event::Exited { generation, exit: child.exited().await } });
         let ended = link.ended();
         self.later(async move {
@@ -201,7 +206,6 @@ impl Keeper {
             tokio::time::sleep(LAST_WORDS).await;
             Event::Unlinked { generation }
         });
-        (generation, link, segments)
     }
 
     fn serve(&mut self, generation: u32) {

@@ -2,32 +2,40 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use admin::{server, socket};
+use admin::socket;
 use arc_swap::ArcSwap;
 use handoff::ledger::{Ledger, LedgerError, Sizes};
+use handoff::manifest::Mismatch;
+use handoff::os::Legacy;
 use prometheus::Registry;
 use prometheus::process_collector::ProcessCollector;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::Start;
 use super::door::KeeperDoor;
+use super::doors::Doors;
+use super::estate::{self, Estate, Inherited};
 use super::event::Event;
-use super::owner::{Keeper, Parts};
+use super::owner::{Ended, Keeper, Parts};
 use super::pinned::{PinError, Pinned};
 use super::pools::Pools;
 use super::reaper::Reaper;
+use super::reexec::{self, Masked};
+use super::resume::Held;
 use super::sockets::{BindError, Sockets};
 use super::spawn::SpawnError;
+use super::state::StateError;
 use super::state_dir::{StateDir, StateDirError};
 use crate::config::Config;
-use crate::observe::{log, tally};
+use crate::observe::log::{self, Log};
+use crate::observe::tally;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -47,14 +55,35 @@ pub enum RunError {
     First(Box<SpawnError>),
     #[error("{0}")]
     Io(#[from] io::Error),
+    #[error("what the keeper was to go on from: {0}; workers serve on without a keeper")]
+    State(Box<StateError>),
+    #[error("what the keeper was to go on from: {0}; workers serve on without a keeper")]
+    Socket(#[from] Mismatch),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
 /// Runs until it is told to end, on the thread that calls it.
+///
+/// # Errors
+/// The service could not be started.
 pub fn run(start: Start) -> Result<(), RunError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = LocalSet::new().block_on(&runtime, serve(start));
+    block_on(async move { Service::start(start)?.serve().await })
+}
+
+/// Goes on from what an earlier image of this process left in the memory file of this number.
+///
+/// # Errors
+/// It cannot be gone on from: workers serve on without a keeper.
+pub fn resume(estate: RawFd) -> Result<(), RunError> {
+    block_on(async move { Service::resume(estate)?.serve().await })
+}
+
+fn block_on(service: impl Future<Output = Result<(), RunError>>) -> Result<(), RunError> {
+    // Threads beside this one are born deaf to the signals of a keeper.
+    let _deaf = Masked::now()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(reexec::mask).build()?;
+    let ended = LocalSet::new().block_on(&runtime, service);
     // A copy of a binary that is still being read for an upgrade is not waited for.
     runtime.shutdown_background();
     ended
@@ -63,44 +92,103 @@ pub fn run(start: Start) -> Result<(), RunError> {
 const EVENTS: usize = 256;
 const TICK: Duration = Duration::from_millis(500);
 
-async fn serve(start: Start) -> Result<(), RunError> {
-    let Start { loaded, binary, inherited, greeting } = start;
-    let log = log::start(loaded.config.runtime.log, loaded.config.runtime.log_format);
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
+/// A keeper, and what stands around its loop.
+struct Service {
+    keeper: Keeper,
+    inbox: mpsc::Receiver<Event>,
+    doors: Doors,
+    around: JoinSet<()>,
+    claimed: StateDir,
+    log: Log,
+    /// Log lines that earlier images of this process have dropped.
+    dropped_before: u64,
+}
+
+impl Service {
+    fn start(start: Start) -> Result<Self, RunError> {
+        let Start { loaded, binary, inherited, replaceable, greeting } = start;
+        let log = log::start(loaded.config.runtime.log, loaded.config.runtime.log_format);
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let claimed = StateDir::claim(&loaded.config.runtime.state_dir)?;
+        let sockets = listen(&loaded.config, inherited)?;
+        let pools = Pools::from_config(&loaded.config);
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let keeper = Keeper::new(Parts {
+            pinned: Rc::new(Pinned::own(&binary)?),
+            ledger: Ledger::create(sizes(&loaded.config, &pools))?,
+            loaded,
+            pools,
+            sockets,
+            events,
+            reaper: Reaper::default(),
+            started: Instant::now(),
+            replaceable,
+            greeting,
+        })?;
+        let (door, around) = stand_around(&keeper, &log, 0)?;
+        let mut doors = Doors::bind(&keeper.config().admin, door)?;
+        doors.open()?;
+        Ok(Self { keeper, inbox, doors, around, claimed, log, dropped_before: 0 })
     }
-    let _claimed = StateDir::claim(&loaded.config.runtime.state_dir)?;
-    let sockets = listen(&loaded.config, inherited)?;
+
+    fn resume(estate: RawFd) -> Result<Self, RunError> {
+        let mut legacy = Legacy::claim()?;
+        let bytes = estate::read(legacy.take(estate)?)?;
+        let estate: Estate = serde_json::from_slice(&bytes).map_err(io::Error::from)?;
+        let config = estate.state.config()?;
+        let log = log::start(config.config.runtime.log, config.config.runtime.log_format);
+        let inherited = Inherited::take(&mut legacy, &estate.numbers)?;
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let Inherited { lock, admin, metrics, sockets, segments, binaries, links } = inherited;
+        let keeper = Keeper::resume(&estate, config, Held { sockets, segments, binaries, links }, events)?;
+        let (door, around) = stand_around(&keeper, &log, estate.log_lines_dropped)?;
+        let path = socket::adopt_path(&keeper.config().admin.socket, estate.numbers.admin_file);
+        let mut doors = Doors::of(admin, metrics, path, door);
+        doors.open()?;
+        let claimed = StateDir::inherited(lock);
+        Ok(Self { keeper, inbox, doors, around, claimed, log, dropped_before: estate.log_lines_dropped })
+    }
+
+    async fn serve(mut self) -> Result<(), RunError> {
+        let ended = loop {
+            let Ended::Over(ended) = self.keeper.run(&mut self.inbox).await else {
+                let lines = self.dropped_before + self.log.dropped().dropped_lines() as u64;
+                let Self { keeper, inbox, doors, claimed, .. } = &mut self;
+                match reexec::replace(keeper, inbox, doors, claimed, lines).await {
+                    Some(Ended::Over(ended)) => break ended,
+                    _ => continue,
+                }
+            };
+            break ended;
+        };
+        self.doors.abandon().await;
+        self.around.shutdown().await;
+        ended
+    }
+}
+
+/// What every keeper has beside its loop: signals and ticks, the reaper, and the line from the doors.
+fn stand_around(keeper: &Keeper, log: &Log, dropped_before: u64) -> Result<(KeeperDoor, JoinSet<()>), RunError> {
     let registry = Registry::new();
     registry.register(Box::new(ProcessCollector::for_self()))?;
-    tally::log_drops(&registry, log.dropped(), 0)?;
-    let pools = Pools::from_config(&loaded.config);
-    let (events, inbox) = mpsc::channel(EVENTS);
-    let reaper = Reaper::default();
-    let keeper = Keeper::new(Parts {
-        pinned: Rc::new(Pinned::own(&binary)?),
-        ledger: Ledger::create(sizes(&loaded.config, &pools))?,
-        loaded,
-        pools,
-        sockets,
-        events: events.clone(),
-        reaper: reaper.clone(),
-        started: Instant::now(),
-        greeting,
-    })?;
+    tally::log_drops(&registry, log.dropped(), dropped_before)?;
     let mut around = JoinSet::new();
-    let (stop, stopped) = watch::channel(());
-    admit(&keeper, registry, &events, &stopped, &mut around).await?;
+    let (commands, mut asked) = mpsc::channel(EVENTS);
+    let events = keeper.events.clone();
     around.spawn_local(async move {
-        if let Err(error) = reaper.run().await {
-            tracing::error!(%error, "children are no longer reaped");
+        while let Some((command, lines)) = asked.recv().await {
+            if events.send(Event::Command(command, Some(lines))).await.is_err() {
+                return;
+            }
         }
     });
-    hear_signals(&events, &mut around)?;
-    let ended = keeper.run(inbox).await;
-    drop(stop);
-    around.shutdown().await;
-    ended
+    let deaths = keeper.reaper.clone().listen()?;
+    around.spawn_local(deaths);
+    hear_signals(&keeper.events, &mut around)?;
+    reexec::unmask()?;
+    Ok((KeeperDoor { scene: keeper.scene(), registry, commands }, around))
 }
 
 fn listen(config: &Config, inherited: Vec<std::os::fd::OwnedFd>) -> Result<Sockets, BindError> {
@@ -124,45 +212,6 @@ fn sizes(config: &Config, pools: &Pools) -> Sizes {
         blocks: count((config.upgrade.max_generations + 2) * config.runtime.threads + 2),
         records: count(config.runtime.max_sessions * 2 + 64),
     }
-}
-
-/// Opens the doors for the operator and for Prometheus.
-async fn admit(
-    keeper: &Keeper,
-    registry: Registry,
-    events: &mpsc::Sender<Event>,
-    stopped: &watch::Receiver<()>,
-    around: &mut JoinSet<()>,
-) -> Result<(), RunError> {
-    let admin = &keeper.config().admin;
-    let (commands, mut asked) = mpsc::channel(EVENTS);
-    let door = KeeperDoor { scene: keeper.scene(), registry, commands };
-    let (socket, path) = socket::bind_socket(&admin.socket)?;
-    let stop = until_dropped(stopped.clone());
-    let unix_door = door.clone();
-    around.spawn_local(async move {
-        server::serve_unix(socket, unix_door, stop).await;
-        drop(path);
-    });
-    if let Some(address) = admin.listen {
-        let listener = TcpListener::bind(address).await.map_err(|source| RunError::AdminListen { address, source })?;
-        let stop = until_dropped(stopped.clone());
-        around.spawn_local(server::serve_tcp(listener, door, stop));
-    }
-    let events = events.clone();
-    around.spawn_local(async move {
-        while let Some((command, lines)) = asked.recv().await {
-            if events.send(Event::Command(command, Some(lines))).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(())
-}
-
-async fn until_dropped(mut stopped: watch::Receiver<()>) {
-    // Nothing is ever sent: it ends when the sender is dropped.
-    let _ = stopped.changed().await;
 }
 
 /// What a signal asks for.
@@ -214,6 +263,12 @@ fn hear_signals(events: &mpsc::Sender<Event>, around: &mut JoinSet<()>) -> io::R
         }
     });
     Ok(())
+}
+
+impl From<StateError> for RunError {
+    fn from(error: StateError) -> Self {
+        Self::State(Box::new(error))
+    }
 }
 
 /// Shared with readers.

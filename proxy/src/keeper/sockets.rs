@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use handoff::manifest::Entry;
+use handoff::manifest::{Entry, Mismatch};
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use super::upgrade::ids;
@@ -29,8 +30,8 @@ pub(super) struct Bound {
     file: Option<SocketFile>,
 }
 
-#[derive(Debug)]
-struct SocketFile {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -138,6 +139,18 @@ impl Sockets {
     pub(super) fn close_all(&mut self) {
         let ids: Vec<String> = self.bound.keys().cloned().collect();
         self.close(&ids);
+    }
+
+    /// What is held, for another image of this process.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&Entry, &OwnedFd, Option<&SocketFile>)> {
+        self.bound.values().map(|bound| (&bound.entry, &bound.fd, bound.file.as_ref()))
+    }
+
+    /// Takes a socket that an earlier keeper has bound, after a look at whether it is that one.
+    pub(super) fn take_over(&mut self, entry: Entry, fd: OwnedFd, file: Option<SocketFile>) -> Result<(), Mismatch> {
+        entry.verify(fd.as_fd())?;
+        self.bound.insert(entry.id.clone(), Bound { fd, entry, file });
+        Ok(())
     }
 
     /// Duplicates to hand on, of these ids or of all.

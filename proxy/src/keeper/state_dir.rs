@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 /// Held for the life of the keeper. The lock's descriptor is close-on-exec: a worker must not inherit it.
 #[derive(Debug)]
 pub struct StateDir {
-    _lock: File,
+    lock: File,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,15 @@ pub enum StateDirError {
 }
 
 impl StateDir {
+    /// Claimed by an earlier image of this process: the lock belongs to the descriptor.
+    pub(super) fn inherited(lock: OwnedFd) -> Self {
+        Self { lock: lock.into() }
+    }
+
+    pub(super) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
     pub fn claim(path: &Path) -> Result<Self, StateDirError> {
         let io = |source| StateDirError::Io { path: path.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
@@ -42,7 +52,7 @@ impl StateDir {
         }
         let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(io)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _lock: lock }),
+            Ok(()) => Ok(Self { lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StateDirError::InUse { path: path.into() }),
             Err(error) => Err(io(error.into())),
         }

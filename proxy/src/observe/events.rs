@@ -57,6 +57,13 @@ impl Events {
         Self { kept, newest: Arc::new(watch::Sender::new(last)) }
     }
 
+    /// As [`Self::after`], with events of that keeper that may not have been read.
+    pub fn restored(last: u64, events: Vec<EventView>) -> Self {
+        let restored = Self::after(last);
+        restored.kept.lock().unwrap_or_else(PoisonError::into_inner).events = events.into();
+        restored
+    }
+
     /// Keeps it, and tells those who follow. The log is the caller's.
     pub fn tell(&self, happened: Happened) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -70,7 +70,8 @@ async fn work() -> Result<(), WorkerError> {
     let mut plane = Plane::start(plan.clone(), generation, std::mem::take(&mut segments))?;
     plane.apply(plan, sockets.into_iter().map(|(entry, fd)| (entry.id, fd)).collect()).await?;
     successor.ready().await?;
-    let mut control = Control { successor, plane, finishing: false, arriving: Vec::new(), probes: JoinSet::new() };
+    let mut control =
+        Control { successor, plane, finishing: false, arriving: Vec::new(), probes: JoinSet::new(), door: None };
     match control.follow().await {
         Ok(()) => Ok(()),
         Err(error) => {
@@ -134,6 +135,8 @@ struct Control {
     arriving: Vec<(String, OwnedFd)>,
     /// Probes under way, each with the id of its order.
     probes: JoinSet<(u64, Answer)>,
+    /// Where another keeper knocks once this one is gone.
+    door: Option<OwnedFd>,
 }
 
 impl Control {
@@ -179,6 +182,10 @@ impl Control {
             }
             Word::Sockets(sockets) => {
                 self.arriving.extend(sockets.into_iter().map(|(entry, fd)| (entry.id, fd)));
+                Ok(())
+            }
+            Word::Door(door) => {
+                self.door = Some(door);
                 Ok(())
             }
             Word::Segment { fd, .. } => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use admin::command::{Failure, FailureKind, Line, Reply, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
+use admin::command::{Failure, FailureKind, Line, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
 use tokio::time::Instant;
 
 use super::super::generation::{Deadline, State};
@@ -94,13 +94,13 @@ impl Keeper {
         let text = format!("generation {} serves; {left} sessions are left with generation {}", report.to, report.from);
         let happened = Happened::new("upgrade_committed", text).upgrade(report.id).generation(report.to);
         self.happenings.tell(happened.with("accept_gap_ms", report.accept_gap_ms).with("sha256", &*self.pinned.sha256));
-        self.reports.keep(report.clone());
-        self.finish_upgrade(Line::Done(Reply::Upgraded(report)));
+        self.conclude(report);
     }
 
     /// Before its commit, an upgrade can be given up.
     pub(in super::super) fn abandon_upgrade(&mut self, reason: &str) {
-        if self.upgrade.is_some() {
+        // At its last step it is committed, whatever becomes of the generation.
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.step != "finish") {
             self.fail_upgrade(reason);
         }
     }
@@ -133,7 +133,7 @@ impl Keeper {
     }
 
     /// Gives back the lock, with the last line.
-    pub(super) fn finish_upgrade(&mut self, line: Line) {
+    pub(in super::super) fn finish_upgrade(&mut self, line: Line) {
         let Some(upgrade) = self.upgrade.take() else { return };
         let took = upgrade.step_started.elapsed().as_secs_f64();
         self.tally.step(upgrade.step, took);

@@ -159,6 +159,9 @@ impl Keeper {
 
     fn may_begin(&self, probation: Option<f64>) -> Result<(), Failure> {
         self.may_change()?;
+        if self.replacing().is_some() {
+            return Err(Failure::conflict("proxyd is becoming its new version; nothing changed, try again"));
+        }
         if self.serving.is_none() {
             return Err(Failure::conflict(
                 "no generation is serving: a crashed worker is being restarted; nothing changed, try again when `proxyctl status` shows one",

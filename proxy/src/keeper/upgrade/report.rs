@@ -15,8 +15,18 @@ pub(in super::super) struct Reports(VecDeque<UpgradeReport>);
 /// Enough for a caller that was away for a while; each is some hundred bytes.
 const KEPT: usize = 16;
 
+impl FromIterator<UpgradeReport> for Reports {
+    fn from_iter<T: IntoIterator<Item = UpgradeReport>>(reports: T) -> Self {
+        Self(reports.into_iter().collect())
+    }
+}
+
 impl Reports {
-    pub(super) fn keep(&mut self, report: UpgradeReport) {
+    pub(in super::super) fn all(&self) -> impl Iterator<Item = &UpgradeReport> {
+        self.0.iter()
+    }
+
+    pub(in super::super) fn keep(&mut self, report: UpgradeReport) {
         if self.0.len() == KEPT {
             self.0.pop_front();
         }
@@ -42,6 +52,10 @@ impl Reports {
 impl Keeper {
     /// Answers with a report; that of the upgrade under way when it has ended.
     pub(in super::super) fn tell_report(&mut self, id: Option<u64>, caller: Caller) {
+        if let Some(upgrade) = self.replacing() {
+            // How that ends is known to whoever answers next.
+            return Self::tell(&caller, Line::Reconnect { upgrade });
+        }
         match self.upgrade.as_mut().filter(|upgrade| id == Some(upgrade.id)) {
             Some(upgrade) => upgrade.followers.push(caller),
             None => Self::tell(&caller, self.reports.answer(id)),

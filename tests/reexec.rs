@@ -1,0 +1,235 @@
+//! The keeper becomes the new version: the same process, sockets, generations, counters and files; nobody outside notices.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use harness::child::{Guarded, Process, send};
+use harness::peer::find;
+use harness::slim::copy;
+use harness::{
+    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, slim, until,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Two programs that differ in nothing but their bytes.
+struct Binaries {
+    place: tempfile::TempDir,
+}
+
+impl Binaries {
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            let path = place.path().join(name);
+            copy(slim(), &path);
+            // What follows the sections of an ELF file is not looked at.
+            let done =
+                Command::new("sh").arg("-c").arg(r#"printf "$1" >> "$2""#).args(["sh", name]).arg(&path).status();
+            assert!(done.unwrap().success());
+        }
+        Self { place }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+}
+
+fn upgrade(proxy: &Proxy, binary: &Path) -> Value {
+    let report = proxy.ctl_json(&["upgrade", "--binary", binary.to_str().unwrap()]);
+    assert_eq!(report["result"], "committed", "{report}");
+    proxy.status();
+    report
+}
+
+/// Of the program that the keeper runs, as its name ends.
+fn runs(proxy: &Proxy) -> Vec<u8> {
+    let image = fs::read(format!("/proc/{}/exe", proxy.keeper_pid())).unwrap();
+    image[image.len() - 1..].to_vec()
+}
+
+fn conf(port: &Port, backend: std::net::SocketAddr) -> Conf {
+    Conf::simple(port, &[backend]).with("drain", "timeout = \"1h\"").with("upgrade", "max_generations = 32")
+}
+
+#[test]
+fn same_process_same_sockets_same_figures_under_load() {
+    let (port, backend, binaries) = (Port::reserve(), Seeded::start(), Binaries::new());
+    let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
+    let keeper = Process::of(proxy.keeper_pid()).unwrap();
+    let mut before = (proxy.metrics(), proxy.status()["keeper"]["uptime_seconds"].as_f64().unwrap());
+    let load = Load::start(port.address(), 200, Exchange::default());
+    let streams = LongStreams::start(port.address(), 20, Pace { frame: 700, every: Duration::from_millis(20) });
+    assert!(proxy.ctl(&["backend", "weight", "pool", &backend.address().to_string(), "7"]).status.success());
+    for (number, name) in (1..).zip(["b", "a", "b", "b"]) {
+        let goal = load.tally().clean + 50;
+        until("the load is served", DEADLINE, || load.tally().clean >= goal);
+        let same = runs(&proxy) == name.as_bytes();
+        let report = upgrade(&proxy, &binaries.path(name));
+        assert_eq!(report["keeper"], if same { "unchanged" } else { "upgraded" }, "{report}");
+        assert_eq!((&report["id"], &report["to"]), (&number.into(), &(number + 1).into()), "{report}");
+        assert_eq!(runs(&proxy), name.as_bytes());
+        assert!(keeper.exists());
+        let status = proxy.status();
+        assert_eq!(status["pools"][0]["backends"][0]["weight"], 7, "{status}");
+        assert_eq!(status["config"]["version"].as_u64(), Some(number + 2), "{status}");
+        let now = (proxy.metrics(), status["keeper"]["uptime_seconds"].as_f64().unwrap());
+        assert_eq!(now.0.fallen_since(&before.0), [""; 0], "after upgrade {number}");
+        assert!(now.1 > before.1, "uptime goes on: {} after {}", now.1, before.1);
+        before = now;
+    }
+    assert_eq!(proxy.metrics().value("proxyd_upgrades_total", &[("result", "committed")]), Some(4.0));
+    load.stop().assert_clean();
+    streams.stop().assert_clean();
+    until("the old generations end with their sessions", DEADLINE, || {
+        proxy.status()["generations"].as_array().unwrap().len() == 1
+    });
+}
+
+/// Stops the askers, whether the test goes on or has failed.
+struct Stopping(Arc<AtomicBool>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn f53_who_asks_meanwhile_waits_and_is_answered() {
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let proxy = Arc::new(Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start());
+    let stop = Arc::new(AtomicBool::new(false));
+    let askers: Vec<_> = (0..3)
+        .map(|asker| {
+            let (proxy, stop) = (Arc::clone(&proxy), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let (mut asked, mut seen) = (0, proxy.metrics());
+                while !stop.load(Ordering::Relaxed) {
+                    if asker == 0 {
+                        let now = proxy.metrics();
+                        assert_eq!(now.fallen_since(&seen), [""; 0]);
+                        seen = now;
+                    } else {
+                        let output = proxy.ctl(&["status"]);
+                        assert!(output.status.success(), "{output:?}");
+                    }
+                    asked += 1;
+                }
+                asked
+            })
+        })
+        .collect();
+    let stopping = Stopping(stop);
+    for name in ["b", "a", "b", "a", "b", "a"] {
+        assert_eq!(upgrade(&proxy, &binaries.path(name))["keeper"], "upgraded");
+    }
+    drop(stopping);
+    let asked: Vec<u32> = askers.into_iter().map(|asker| asker.join().unwrap()).collect();
+    assert!(asked.iter().all(|asked| *asked > 6), "{asked:?}");
+}
+
+#[test]
+fn twenty_upgrades_between_two_binaries_leave_the_keeper_as_it_was() {
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
+    let census = || {
+        until("one generation is left", DEADLINE, || proxy.status()["generations"].as_array().unwrap().len() == 1);
+        Census::of(proxy.keeper_pid()).unwrap()
+    };
+    let mut warm = Census::default();
+    for number in 1..=20 {
+        upgrade(&proxy, &binaries.path(if number % 2 == 1 { "b" } else { "a" }));
+        if number == 2 {
+            warm = census();
+        }
+    }
+    let last = census();
+    let mut now = last.clone();
+    until(&format!("descriptors are as they were: {warm:?}, {last:?}"), DEADLINE, || {
+        now = Census::of(proxy.keeper_pid()).unwrap();
+        now.descriptors == warm.descriptors && now.zombies == 0
+    });
+    assert!(now.threads <= warm.threads + 1, "{now:?} after {warm:?}");
+    assert_eq!(proxy.metrics().value("proxyd_upgrades_total", &[("result", "committed")]), Some(20.0));
+}
+
+#[test]
+fn a_crash_afterwards_is_mended_from_the_pinned_binary() {
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
+    upgrade(&proxy, &binaries.path("b"));
+    fs::remove_dir_all(binaries.place.path()).unwrap();
+    let killed = proxy.serving_pid();
+    send(killed, Signal::SIGKILL).unwrap();
+    until("another one serves", DEADLINE, || {
+        proxy.serving().and_then(|serving| proxy.worker_pid(serving)).is_some_and(|pid| pid != killed)
+    });
+    Steady::open(port.address()).assert_alive();
+    assert_eq!(Census::of(proxy.keeper_pid()).unwrap().zombies, 0);
+    assert_eq!(proxy.metrics().value("proxyd_worker_restarts_total", &[("cause", "signal")]), Some(1.0));
+    // It is still a whole keeper.
+    proxy.signal(Signal::SIGHUP);
+    until("it hears signals", DEADLINE, || {
+        proxy.metrics().value("proxyd_config_reloads_total", &[("result", "applied")]) == Some(1.0)
+    });
+}
+
+#[test]
+fn it_ends_as_before_and_leaves_nothing() {
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
+    upgrade(&proxy, &binaries.path("b"));
+    proxy.signal(Signal::SIGTERM);
+    assert!(proxy.wait_exit(DEADLINE).success());
+    assert!(!proxy.socket().exists());
+}
+
+/// `execve` itself fails: everything that was prepared for it is taken back.
+#[test]
+fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
+    let Some(strace) = find("strace") else { return println!("skipped: no strace") };
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
+    let mut session = Steady::open(port.address());
+    let before = Census::of(proxy.keeper_pid()).unwrap();
+    // Of the keeper alone, not of its children.
+    let traced = proxy.directory().join("traced");
+    let mut strace = Command::new(strace);
+    strace.args(["-e", "trace=execve", "-e", "inject=execve:error=ENOMEM", "-o"]).arg(&traced);
+    let strace = strace.args(["-p", &proxy.keeper_pid().to_string()]).stderr(Stdio::null()).spawn().unwrap();
+    let strace = Guarded::new(strace, Signal::SIGTERM);
+    until("the keeper is traced", DEADLINE, || {
+        let status = fs::read_to_string(format!("/proc/{}/status", proxy.keeper_pid())).unwrap();
+        status.lines().any(|line| line == format!("TracerPid:\t{}", strace.pid()))
+    });
+    let report = upgrade(&proxy, &binaries.path("b"));
+    assert_eq!(report["keeper"], "not upgraded: execve: Cannot allocate memory (os error 12)", "{report}");
+    assert!(fs::read_to_string(&traced).unwrap().contains("(INJECTED)"));
+    assert_eq!(runs(&proxy), b"a");
+    session.assert_alive();
+    Steady::open(port.address()).assert_alive();
+    drop(strace);
+    proxy.signal(Signal::SIGHUP);
+    until("it hears signals", DEADLINE, || {
+        proxy.metrics().value("proxyd_config_reloads_total", &[("result", "applied")]) == Some(1.0)
+    });
+    // The next one succeeds.
+    assert_eq!(upgrade(&proxy, &binaries.path("b"))["keeper"], "upgraded");
+    assert_eq!(runs(&proxy), b"b");
+    drop(session);
+    until("nothing is left of both", DEADLINE, || {
+        proxy.status();
+        Census::of(proxy.keeper_pid()).unwrap().descriptors == before.descriptors
+    });
+}

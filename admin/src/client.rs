@@ -4,9 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -15,8 +15,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::codec;
-use crate::command::{Command, Failure, FailureKind, Filter, Line, Reply};
-use crate::view::{SessionRow, Status};
+use crate::command::Filter;
+use crate::view::{EventView, SessionRow, Status};
+
+mod answer;
+mod command;
+mod error;
+mod follow;
+
+use answer::Answer;
+pub use error::{Absence, ClientError};
 
 /// Where a keeper listens, and how long it may be silent.
 #[derive(Debug, Clone)]
@@ -45,8 +53,11 @@ impl Client {
     }
 
     pub async fn sessions(&self, filter: &Filter) -> Result<Vec<SessionRow>, ClientError> {
-        let uri = format!("/v1/sessions?{}", codec::query(filter));
-        let mut answer = self.ask(Method::GET, &uri, Vec::new()).await?;
+        self.rows(&format!("/v1/sessions?{}", codec::query(filter))).await
+    }
+
+    async fn rows<T: DeserializeOwned>(&self, uri: &str) -> Result<Vec<T>, ClientError> {
+        let mut answer = self.ask(Method::GET, uri, Vec::new()).await?;
         let mut rows = Vec::new();
         while let Some(row) = answer.line().await? {
             rows.push(row);
@@ -54,29 +65,15 @@ impl Client {
         Ok(rows)
     }
 
+    /// Events that the keeper still has and that came after this number.
+    pub async fn events(&self, since: u64) -> Result<Vec<EventView>, ClientError> {
+        self.rows(&format!("/v1/events?since={since}")).await
+    }
+
     /// Prometheus text.
     pub async fn metrics(&self) -> Result<String, ClientError> {
         let mut answer = self.ask(Method::GET, "/metrics", Vec::new()).await?;
-        let bytes = answer.rest().await?;
-        String::from_utf8(bytes).map_err(|e| answer.at.nonsense(e))
-    }
-
-    /// Runs a command to its end. `on_step` sees each step as it begins. Giving up does not cancel the command.
-    pub async fn command(&self, command: &Command, mut on_step: impl FnMut(&Line)) -> Result<Reply, ClientError> {
-        let body = serde_json::to_vec(command).map_err(|e| self.nonsense(e))?;
-        let mut answer = self.ask(Method::POST, "/v1/command", body).await?;
-        loop {
-            match answer.line().await? {
-                Some(Line::Done(reply)) => return Ok(reply),
-                Some(Line::Failed(failure)) => return Err(ClientError::Refused(failure)),
-                Some(step @ Line::Step { .. }) => on_step(&step),
-                // Its socket is the same; whoever connects waits until the new version answers.
-                Some(Line::Reconnect { upgrade }) => {
-                    answer = self.ask(Method::POST, "/v1/command", report_of(upgrade)).await?;
-                }
-                None => return Err(self.lost("the answer ended without a result")),
-            }
-        }
+        String::from_utf8(answer.rest().await?).map_err(|e| self.nonsense(e))
     }
 
     async fn ask(&self, method: Method, uri: &str, body: Vec<u8>) -> Result<Answer, ClientError> {
@@ -87,8 +84,19 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| self.nonsense(e))?;
-        let within = async { self.send(request).await };
-        timeout(self.silence, within).await.map_err(|_| self.silent())?
+        timeout(self.silence, self.send_surely(request)).await.map_err(|_| self.silent())?
+    }
+
+    /// A keeper that replaces itself may close a connection it has accepted but not read; what was never sent may be
+    /// sent again.
+    async fn send_surely(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
+        for _ in 1..HASTY {
+            match self.send(request.clone()).await {
+                Err(ClientError::NoDaemon { why: Absence::Hasty, .. }) => tokio::time::sleep(BETWEEN).await,
+                sent => return sent,
+            }
+        }
+        self.send(request).await
     }
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, ClientError> {
@@ -101,7 +109,7 @@ impl Client {
         });
         let response = sender.send_request(request).await.map_err(|e| self.of_hyper(&e))?;
         let (code, body) = self.recognise(response)?;
-        let mut answer = Answer { at: self.clone(), body, pending: Vec::new(), _talk: (sender, driver) };
+        let mut answer = Answer::new(self.clone(), body, (sender, driver));
         if code.is_success() {
             return Ok(answer);
         }
@@ -165,121 +173,11 @@ impl Client {
     }
 }
 
-fn report_of(upgrade: u64) -> Vec<u8> {
-    serde_json::to_vec(&Command::Report { id: Some(upgrade) }).expect("a command is JSON")
-}
-
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    #[error("no proxyd answers at {} ({why})", path.display())]
-    NoDaemon { path: PathBuf, why: Absence },
-    /// The keeper answered: no.
-    #[error("{0}")]
-    Refused(Failure),
-    #[error("no word from proxyd at {} for {after:?}; what it has begun goes on, see `proxyctl status`", path.display())]
-    Silent { path: PathBuf, after: Duration },
-    #[error("lost proxyd at {} before the result ({how}); what it had begun may go on, see `proxyctl status`", path.display())]
-    Lost { path: PathBuf, how: String },
-    #[error("proxyd at {} gave an answer this version cannot read: {what}", path.display())]
-    Nonsense { path: PathBuf, what: String },
-}
-
-/// In what way no daemon is there.
-#[derive(Debug, thiserror::Error)]
-pub enum Absence {
-    #[error("no such socket")]
-    Missing,
-    #[error("stale socket")]
-    Stale,
-    #[error("not a socket")]
-    NotASocket,
-    #[error("what listens there is not a proxyd")]
-    NotProxyd,
-    /// The request was never sent, so nothing has begun.
-    #[error("what listens there spoke or closed before it was asked; it is not a proxyd, or is just ending")]
-    Hasty,
-    #[error("permission denied; it serves its own user and root")]
-    Permission,
-    #[error("it belongs to uid {uid}, neither you nor root, and is not trusted")]
-    Foreign { uid: u32 },
-    #[error("{0}")]
-    System(io::Error),
-}
-
-impl ClientError {
-    /// Exit code of `proxyctl`.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::NoDaemon { why: Absence::Permission, .. } => FailureKind::Denied.exit_code(),
-            Self::NoDaemon { .. } | Self::Lost { .. } => 3,
-            Self::Refused(failure) => failure.kind.exit_code(),
-            Self::Silent { .. } => FailureKind::TimedOut.exit_code(),
-            Self::Nonsense { .. } => FailureKind::Failed.exit_code(),
-        }
-    }
-}
-
-/// A successful answer that is still coming.
-struct Answer {
-    at: Client,
-    body: Incoming,
-    pending: Vec<u8>,
-    /// Keeps the connection driven; dropped, it closes.
-    _talk: (SendRequest<Full<Bytes>>, JoinSet<()>),
-}
-
-impl Answer {
-    /// The next line as a value; `None` at the end.
-    async fn line<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
-        let mut searched = 0;
-        loop {
-            if let Some(end) = self.pending[searched..].iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.pending.drain(..=searched + end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(|e| self.at.nonsense(e));
-            }
-            searched = self.pending.len();
-            if !self.more().await? {
-                return if self.pending.is_empty() { Ok(None) } else { Err(self.at.lost("in the middle of a line")) };
-            }
-        }
-    }
-
-    async fn document<T: DeserializeOwned>(&mut self) -> Result<T, ClientError> {
-        let bytes = self.rest().await?;
-        serde_json::from_slice(&bytes).map_err(|e| self.at.nonsense(e))
-    }
-
-    async fn rest(&mut self) -> Result<Vec<u8>, ClientError> {
-        while self.more().await? {}
-        Ok(std::mem::take(&mut self.pending))
-    }
-
-    async fn failure(&mut self, code: StatusCode) -> Result<Failure, ClientError> {
-        let bytes = self.rest().await?;
-        Ok(serde_json::from_slice(&bytes).unwrap_or_else(|_| {
-            let text = String::from_utf8_lossy(&bytes);
-            Failure::failed(format!("proxyd answered {code}: {}", text.trim()))
-        }))
-    }
-
-    /// Takes what comes next; false at the end.
-    async fn more(&mut self) -> Result<bool, ClientError> {
-        let frame = timeout(self.at.silence, self.body.frame()).await.map_err(|_| self.at.silent())?;
-        let Some(frame) = frame else { return Ok(false) };
-        let frame = frame.map_err(|e| self.at.lost(e))?;
-        if let Ok(bytes) = frame.into_data() {
-            self.pending.extend_from_slice(&bytes);
-        }
-        if self.pending.len() > MAX_PENDING {
-            return Err(self.at.nonsense(format!("more than {MAX_PENDING} bytes without an end")));
-        }
-        Ok(true)
-    }
-}
-
 /// The default of `--timeout`.
 pub const SILENCE: Duration = Duration::from_secs(60);
 
-/// A dry run that kills 100,000 sessions is one line of some 40 MB; more is no answer of ours.
-const MAX_PENDING: usize = 128 * 1024 * 1024;
+/// Between two attempts to reach a keeper that is away: an `execve` takes some milliseconds, a restart a second.
+const BETWEEN: Duration = Duration::from_millis(50);
+
+/// Attempts to send a request; a second in all.
+const HASTY: u32 = 20;

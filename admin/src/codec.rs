@@ -30,6 +30,20 @@ pub fn filter(pairs: &[(String, String)]) -> Result<Filter, Failure> {
     Ok(filter)
 }
 
+/// Reads the query of `GET /v1/events`: `since`, a number, and `follow`, 1 or 0.
+pub fn events(pairs: &[(String, String)]) -> Result<(u64, bool), Failure> {
+    let (mut since, mut follow) = (0, false);
+    for (key, value) in pairs {
+        match (key.as_str(), value.as_str()) {
+            ("since", value) => since = number(key, value)?,
+            ("follow", "0" | "1") => follow = value == "1",
+            ("follow", _) => return Err(Failure::usage(format!("follow: `{}` is not 0 or 1", value.escape_debug()))),
+            _ => return Err(Failure::usage(format!("unknown word `{}`; known: since, follow", key.escape_debug()))),
+        }
+    }
+    Ok((since, follow))
+}
+
 /// The query that [`filter`] reads back, without `?`.
 pub fn query(filter: &Filter) -> String {
     let mut query = String::new();

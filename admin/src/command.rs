@@ -1,7 +1,7 @@
 //! What an operator can ask of a running keeper, and what it answers.
 //!
 //! One command is one JSON document (`POST /v1/command`); the answer is a stream of JSON lines, each a [`Line`]:
-//! steps while it runs, then exactly one `done` or `failed`.
+//! steps while it runs, then exactly one `done`, `failed` or `reconnect`.
 
 use std::fmt;
 

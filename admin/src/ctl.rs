@@ -8,16 +8,20 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::client::{Client, ClientError};
-use crate::command::{Command, Failure, FailureKind, Filter, Line, Reply, UpgradeReport, UpgradeResult};
+use crate::command::{Command, Failure, FailureKind, Filter};
 use crate::render::{self, Style};
 
 pub mod args;
+mod change;
+mod events;
 mod find;
 mod out;
+pub mod wait;
 pub mod words;
 
-use args::{Args, Pool, Verb};
+use args::{Args, EventsArgs, Pool, Verb};
 use out::Out;
+use wait::TooLate;
 
 /// The whole of `proxyctl`: the words of the command line, the first its name.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -55,6 +59,8 @@ enum Trouble {
     Client(#[from] ClientError),
     #[error("{error}; upgrade {id} goes on, at {step}")]
     UpgradeGoesOn { error: ClientError, id: u64, step: String },
+    #[error("{0}")]
+    TooLate(#[from] TooLate),
     #[error("cannot start: {0}")]
     Runtime(io::Error),
     #[error("cannot write the answer: {0}")]
@@ -66,6 +72,7 @@ impl Trouble {
         match self {
             Self::Words(failure) => failure.kind.exit_code(),
             Self::NoSocket(_) => 3,
+            Self::TooLate(_) => FailureKind::TimedOut.exit_code(),
             Self::Client(error) | Self::UpgradeGoesOn { error, .. } => error.exit_code(),
             Self::Runtime(_) | Self::Output(_) => FailureKind::Failed.exit_code(),
         }
@@ -98,9 +105,12 @@ fn carry_out(args: Args, out: &mut Out<'_>) -> Result<u8, Trouble> {
         out.text(&String::from_utf8_lossy(&script))?;
         return Ok(0);
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Trouble::Runtime)?;
+    if let Verb::Wait(wanted) = args.verb {
+        return runtime.block_on(wait::wait(&wanted, args.socket, args.timeout, out));
+    }
     let question = Question::of(args.verb)?;
     let client = Client::new(socket(args.socket, out)?).silence(args.timeout);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Trouble::Runtime)?;
     runtime.block_on(question.ask(&client, out))
 }
 
@@ -127,6 +137,7 @@ enum Question {
     PoolList,
     PoolShow(String),
     Metrics,
+    Events(EventsArgs),
     Change(Command),
 }
 
@@ -138,6 +149,7 @@ impl Question {
             Verb::Pool(Pool::List) => Self::PoolList,
             Verb::Pool(Pool::Show { pool }) => Self::PoolShow(pool),
             Verb::Metrics => Self::Metrics,
+            Verb::Events(args) => Self::Events(args),
             verb => {
                 let command = verb.command()?;
                 command.check()?;
@@ -165,7 +177,8 @@ impl Question {
                 out.refuse_json("metrics are Prometheus text")?;
                 out.text(&client.metrics().await?)?;
             }
-            Self::Change(command) => return change(client, &command, out).await,
+            Self::Events(args) => events::show(client, args, out).await?,
+            Self::Change(command) => return change::change(client, &command, out).await,
         }
         Ok(0)
     }
@@ -180,63 +193,3 @@ async fn show_pool(client: &Client, name: &str, out: &mut Out<'_>) -> Result<(),
     out.show(pool, |style| render::pools(std::slice::from_ref(pool), style))?;
     Ok(())
 }
-
-async fn change(client: &Client, command: &Command, out: &mut Out<'_>) -> Result<u8, Trouble> {
-    let mut steps = 0_usize;
-    let reply = client.command(command, |line| {
-        if let Line::Step { step, detail } = line {
-            steps += 1;
-            out.step(step, detail);
-        }
-    });
-    match reply.await {
-        Ok(reply) => answer(&reply, out),
-        Err(ClientError::Refused(failure)) => {
-            if let Some(report) = &failure.report {
-                out.document(report)?;
-            }
-            Err(ClientError::Refused(failure).into())
-        }
-        Err(error @ ClientError::Silent { .. }) if steps > 0 => Err(goes_on(client, error).await),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A step was seen, so the upgrade that the keeper has in hand is the one that was asked for.
-async fn goes_on(client: &Client, error: ClientError) -> Trouble {
-    let client = client.clone().silence(LAST_QUESTION);
-    match client.status().await.map(|status| status.upgrade) {
-        Ok(Some(upgrade)) => Trouble::UpgradeGoesOn { error, id: upgrade.id, step: upgrade.step },
-        _ => error.into(),
-    }
-}
-
-fn answer(reply: &Reply, out: &mut Out<'_>) -> Result<u8, Trouble> {
-    match reply {
-        Reply::Upgraded(report) => {
-            out.show(report, |_| render::report(report))?;
-            return Ok(code_of(report));
-        }
-        Reply::Started { id } => {
-            out.show(&serde_json::json!({ "id": id }), |_| format!("upgrade {id} has begun; see `proxyctl status`\n"))?;
-        }
-        Reply::Plan(plan) => out.show(plan, |_| render::plan(plan))?,
-        Reply::Changed(changed) => out.show(changed, |_| render::changed(changed))?,
-        Reply::Killed(killed) => out.show(killed, |style| render::killed(killed, style))?,
-        Reply::ShuttingDown => out.show(&serde_json::json!({ "shutting_down": true }), |_| {
-            "shutting down: sessions drain, then it ends\n".to_owned()
-        })?,
-    }
-    Ok(0)
-}
-
-fn code_of(report: &UpgradeReport) -> u8 {
-    match report.result {
-        UpgradeResult::Committed => 0,
-        UpgradeResult::RolledBack => FailureKind::RolledBack.exit_code(),
-        UpgradeResult::Failed => FailureKind::Failed.exit_code(),
-    }
-}
-
-/// For the id of an operation that went silent; a keeper that is well answers at once.
-const LAST_QUESTION: std::time::Duration = std::time::Duration::from_secs(2);

@@ -10,16 +10,20 @@ use axum::routing::{get, post};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::codec;
 use crate::command::{Failure, FailureKind};
 use crate::door::Door;
+use crate::limits::Limits;
 
 pub(crate) mod body;
+mod events;
 mod page;
 
 use body::{Lines, Rows};
+use events::Desk;
 
 /// What a connection may do, known from how it came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,17 +64,16 @@ fn read_only_refusal() -> Response {
     response
 }
 
-/// Every route, for the Unix socket.
-pub(crate) fn all_verbs<D: Door>(door: D) -> Router {
-    finished(
-        seeing(door.clone()).merge(
-            Router::new()
-                .route("/v1/command", post(command::<D>))
-                .route("/v1/status", get(status::<D>))
-                .route("/v1/sessions", get(sessions::<D>))
-                .with_state(door),
-        ),
-    )
+/// Every route, for the Unix socket. Streams of events end when it is `stopping`.
+pub(crate) fn all_verbs<D: Door>(door: D, limits: Limits, stopping: watch::Receiver<bool>) -> Router {
+    let desk = Desk::new(door.clone(), limits, stopping);
+    let events = Router::new().route("/v1/events", get(events::events::<D>)).with_state(desk);
+    let verbs = Router::new()
+        .route("/v1/command", post(command::<D>))
+        .route("/v1/status", get(status::<D>))
+        .route("/v1/sessions", get(sessions::<D>))
+        .with_state(door.clone());
+    finished(seeing(door).merge(verbs).merge(events))
 }
 
 /// The routes that are open to whoever can reach the TCP address.
@@ -123,18 +126,19 @@ async fn status<D: Door>(State(door): State<D>) -> Response {
     axum::Json(door.status()).into_response()
 }
 
-async fn sessions<D: Door>(State(door): State<D>, query: Result<Query<Vec<(String, String)>>, BadQuery>) -> Response {
-    let filter = match query {
-        Ok(Query(pairs)) => codec::filter(&pairs),
-        Err(e) => Err(Failure::usage(format!("the query cannot be read: {e}"))),
-    };
-    match filter {
+async fn sessions<D: Door>(State(door): State<D>, query: AnyQuery) -> Response {
+    match pairs(query).and_then(|pairs| codec::filter(&pairs)) {
         Ok(filter) => (ndjson(), Body::new(Rows::new(door.sessions(&filter)))).into_response(),
         Err(failure) => refusal(StatusCode::BAD_REQUEST, failure),
     }
 }
 
-type BadQuery = axum::extract::rejection::QueryRejection;
+/// A query as it came: unread until [`pairs`] has judged it.
+type AnyQuery = Result<Query<Vec<(String, String)>>, axum::extract::rejection::QueryRejection>;
+
+fn pairs(query: AnyQuery) -> Result<Vec<(String, String)>, Failure> {
+    query.map(|Query(pairs)| pairs).map_err(|e| Failure::usage(format!("the query cannot be read: {e}")))
+}
 
 async fn metrics<D: Door>(State(door): State<D>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], door.metrics()).into_response()
@@ -162,7 +166,7 @@ async fn show_page<D: Door>(State(door): State<D>, RawQuery(query): RawQuery) ->
 
 async fn not_found() -> Response {
     let text = "no such path; there are GET / /metrics /healthz /readyz, and on the Unix socket also \
-                GET /v1/status /v1/sessions, POST /v1/command";
+                GET /v1/status /v1/sessions /v1/events, POST /v1/command";
     refusal(StatusCode::NOT_FOUND, Failure::usage(text))
 }
 

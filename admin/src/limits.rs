@@ -15,6 +15,10 @@ pub struct Limits {
     pub stall: Duration,
     /// Connections at a time. When all are taken, the one that waits longest for a request makes room.
     pub connections: usize,
+    /// Clients that follow events at a time; well below `connections`, so that they never keep a command out.
+    pub followers: usize,
+    /// Without news for so long a follower gets an empty line: it sees that the keeper is there, the keeper that it is.
+    pub quiet: Duration,
     /// For requests under way when the listener stops.
     pub finish: Duration,
 }
@@ -27,6 +31,8 @@ impl Default for Limits {
             idle: Duration::from_secs(30),
             stall: Duration::from_secs(10),
             connections: 64,
+            followers: 32,
+            quiet: Duration::from_secs(5),
             finish: Duration::from_secs(2),
         }
     }

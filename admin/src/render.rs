@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::command::{Changed, Killed, UpgradePlan, UpgradeReport, UpgradeResult};
-use crate::view::{GenerationView, ListenerView, PoolView, SessionRow, Status};
+use crate::view::{EventView, GenerationView, ListenerView, PoolView, SessionRow, Status};
 
 /// For whom a table is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,8 @@ pub fn status(status: &Status, style: Style) -> String {
     );
     if let Some(upgrade) = &status.upgrade {
         let (id, step, from, to) = (upgrade.id, clean(&upgrade.step), upgrade.from, upgrade.to);
-        let _ = writeln!(out, "upgrade {id} is at {step}: generation {from} -> {to}");
+        let since = seconds(upgrade.step_seconds);
+        let _ = writeln!(out, "upgrade {id} is at {step} for {since}: generation {from} -> {to}");
     }
     for part in [generations(&status.generations, style), listeners(&status.listeners, style)] {
         let _ = write!(out, "\n{part}");
@@ -104,8 +106,15 @@ pub fn sessions(rows: &[SessionRow], style: Style) -> String {
     table(style, &heads, &[0, 1, 7, 8, 9, 10], rows.iter().map(row))
 }
 
-/// The last line of an upgrade.
+/// The last line of an upgrade, and one on the keeper if there is something to say.
 pub fn report(report: &UpgradeReport) -> String {
+    match report.keeper.as_str() {
+        "" | "unchanged" => outcome(report),
+        keeper => format!("{}keeper {}\n", outcome(report), clean(keeper)),
+    }
+}
+
+fn outcome(report: &UpgradeReport) -> String {
     let UpgradeReport { id, from, to, sessions, .. } = report;
     let took = seconds(report.seconds);
     let version = clean(&report.version);
@@ -123,6 +132,15 @@ pub fn report(report: &UpgradeReport) -> String {
     let how = if report.result == UpgradeResult::RolledBack { "rolled back" } else { "failed" };
     let (step, reason) = (clean(&report.step), clean(&report.reason));
     format!("upgrade {id} {how} at {step} after {took}: {reason}; version {version} serves\n")
+}
+
+/// One line: when, its word, the generation it is about, what it says.
+pub fn event(event: &EventView) -> String {
+    // Beyond the year 9999 there is no such text.
+    let time = Duration::try_from_secs_f64(event.time).ok().filter(|time| time.as_secs() < 253_402_300_800);
+    let time = humantime::format_rfc3339_millis(UNIX_EPOCH + time.unwrap_or_default());
+    let generation = event.generation.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    format!("{time} {:<20} {generation:>3} {}\n", clean(&event.event), clean(&event.text))
 }
 
 pub fn plan(plan: &UpgradePlan) -> String {

@@ -31,7 +31,7 @@ pub async fn serve_unix_within(
     door: impl Door,
     stop: impl Future<Output = ()>,
 ) {
-    Server::new(listener, http::all_verbs(door), limits).run(stop).await;
+    Server::new(listener, limits, |stopping| http::all_verbs(door, limits, stopping)).run(stop).await;
 }
 
 /// Serves `/metrics`, `/healthz`, `/readyz` and the page, to GET and HEAD only, until `stop`.
@@ -41,7 +41,7 @@ pub async fn serve_tcp(listener: TcpListener, door: impl Door, stop: impl Future
 
 /// [`serve_tcp`] with limits of the caller's.
 pub async fn serve_tcp_within(limits: Limits, listener: TcpListener, door: impl Door, stop: impl Future<Output = ()>) {
-    Server::new(listener, http::read_only(door), limits).run(stop).await;
+    Server::new(listener, limits, |_| http::read_only(door)).run(stop).await;
 }
 
 /// A listening socket and what its clients may do.
@@ -93,15 +93,17 @@ struct Connection {
 }
 
 impl<E: Entrance> Server<E> {
-    fn new(entrance: E, routes: Router, limits: Limits) -> Self {
+    /// `routes` may watch for the stop: an answer without an end of its own ends with it.
+    fn new(entrance: E, limits: Limits, routes: impl FnOnce(watch::Receiver<bool>) -> Router) -> Self {
+        let stopping = watch::Sender::new(false);
         Self {
             entrance,
-            routes,
+            routes: routes(stopping.subscribe()),
             limits,
             tasks: JoinSet::new(),
             connections: HashMap::new(),
             freed: Arc::new(Notify::new()),
-            stopping: watch::Sender::new(false),
+            stopping,
         }
     }
 

@@ -89,6 +89,9 @@ pub struct ConfigView {
 pub struct UpgradeView {
     pub id: u64,
     pub step: String,
+    /// How long it has been at this step.
+    #[serde(default)]
+    pub step_seconds: f64,
     pub from: u32,
     pub to: u32,
 }

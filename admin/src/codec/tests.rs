@@ -79,7 +79,7 @@ fn bad_queries_name_the_key() {
 #[test]
 fn a3_wrong_words_name_what_exists() {
     for (body, word) in [
-        (r#"{"verb":"explode"}"#, "expected one of `upgrade`, `reload`"),
+        (r#"{"verb":"explode"}"#, "expected one of `upgrade`, `rollback`"),
         (r#"{"verb":"pool-swap","pool":"p"}"#, "listener"),
         (r#"{"verb":"reload","now":true}"#, "now"),
         (r#"{"verb":"upgrade","fast":true}"#, "fast"),
@@ -113,8 +113,9 @@ proptest! {
     }
 
     #[test]
-    fn no_query_panics(key in "(id|listener|client|idle|older|generation|x)", value in "\\PC{0,40}") {
-        let _ = filter(&[(key, value)]);
+    fn no_query_panics(key in "(id|listener|client|idle|older|generation|since|follow|x)", value in "\\PC{0,40}") {
+        let pair = [(key, value)];
+        let _ = (filter(&pair), events(&pair));
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::words;
+use super::{wait, words};
 use crate::codec;
-use crate::command::{BackendChange, Command, Failure, Filter, Kill, NewBackend, Upgrade};
+use crate::command::{BackendChange, Command, Failure, Filter, Kill, NewBackend, Rollback, Upgrade};
 
 /// Ask and change a running proxyd. No command costs a client its connection, unless it says so.
 #[derive(Debug, Parser)]
@@ -17,10 +17,10 @@ pub struct Args {
     /// Admin socket of the proxyd meant [default: the first there of $XDG_RUNTIME_DIR/proxyd, /run/proxyd, the demo's]
     #[arg(long, global = true, env = "PROXYCTL_SOCKET", value_name = "PATH", hide_env_values = true)]
     pub socket: Option<PathBuf>,
-    /// Answer with one JSON document; `sessions`: with one object a line
+    /// Answer with one JSON document; `sessions` and `events`: with one object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// Longest silence of proxyd to wait through; then exit 5, and what was begun goes on
+    /// Longest silence between two steps (a probation is none); then exit 5, and what was begun goes on. For `wait`: in all
     #[arg(long, global = true, value_name = "DURATION", default_value = "60s", value_parser = words::patience)]
     pub timeout: Duration,
     #[command(subcommand)]
@@ -33,6 +33,8 @@ pub enum Verb {
     Status,
     /// Start a new generation; it takes over the listening sockets, the old one's sessions go on
     Upgrade(UpgradeArgs),
+    /// Back to the generation before: its binary and its configuration together
+    Rollback(RollbackArgs),
     /// Read the configuration file again and put what changed into force
     Reload,
     /// List live sessions of all generations
@@ -47,6 +49,11 @@ pub enum Verb {
     Backend(Backend),
     /// Stop accepting, drain, close what is left, end
     Shutdown,
+    /// Wait until something is so, or exit 5 after --timeout
+    #[command(subcommand)]
+    Wait(wait::Wanted),
+    /// Print what happened: every step, fault and decision
+    Events(EventsArgs),
     /// Print the metrics as Prometheus would scrape them
     Metrics,
     /// Print a completion script for a shell
@@ -67,6 +74,43 @@ pub struct UpgradeArgs {
     /// Return once the upgrade has begun, with its id
     #[arg(long)]
     no_wait: bool,
+    /// What happens to sessions of the old generation
+    #[arg(long, value_enum, value_name = "HOW")]
+    sessions: Option<Sessions>,
+    /// How long the old generation stands by to take over again [default: as configured]
+    #[arg(long, value_name = "DURATION", value_parser = words::duration)]
+    probation: Option<Duration>,
+    /// Only print the report of the last upgrade or rollback; its exit code is that one's
+    #[arg(long, conflicts_with_all = ["binary", "config", "dry_run", "no_wait", "sessions", "probation"])]
+    last: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sessions {
+    /// Go to the new generation (not available in this version)
+    Move,
+    /// Stay with the old one, and drain
+    Drain,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RollbackArgs {
+    /// How long the generation that served stands by [default: as configured]
+    #[arg(long, value_name = "DURATION", value_parser = words::duration)]
+    probation: Option<Duration>,
+    /// Return once the rollback has begun, with its id
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct EventsArgs {
+    /// Go on with what happens from now on; survives a restart of proxyd for up to --timeout
+    #[arg(long)]
+    pub follow: bool,
+    /// Only what came after this event
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub since: u64,
 }
 
 /// Which sessions. All that is given must match.
@@ -208,26 +252,47 @@ impl Verb {
     pub fn command(self) -> Result<Command, Failure> {
         match self {
             Self::Upgrade(args) => args.command(),
+            Self::Rollback(args) => Ok(args.command()),
             Self::Reload => Ok(Command::Reload),
             Self::Kill(args) => args.command(),
             Self::Pool(pool) => pool.command(),
             Self::Backend(backend) => Ok(backend.command()),
             Self::Shutdown => Ok(Command::Shutdown),
-            Self::Status | Self::Sessions(_) | Self::Metrics | Self::Completions { .. } => Err(changes_nothing()),
+            Self::Status
+            | Self::Sessions(_)
+            | Self::Wait(_)
+            | Self::Events(_)
+            | Self::Metrics
+            | Self::Completions { .. } => Err(changes_nothing()),
         }
     }
 }
 
 impl UpgradeArgs {
     fn command(self) -> Result<Command, Failure> {
+        if self.last {
+            return Ok(Command::Report { id: None });
+        }
+        if self.sessions == Some(Sessions::Move) {
+            return Err(Failure::usage(
+                "--sessions move: not available in this version; sessions drain, as with `drain`",
+            ));
+        }
         let absolute = |path: Option<PathBuf>| path.as_deref().map(words::absolute).transpose().map_err(Failure::usage);
         Ok(Command::Upgrade(Upgrade {
             binary: absolute(self.binary)?,
             config: absolute(self.config)?,
             dry_run: self.dry_run,
             no_wait: self.no_wait,
-            probation: None,
+            probation: self.probation.map(|probation| probation.as_secs_f64()),
         }))
+    }
+}
+
+impl RollbackArgs {
+    fn command(self) -> Command {
+        let probation = self.probation.map(|probation| probation.as_secs_f64());
+        Command::Rollback(Rollback { no_wait: self.no_wait, probation })
     }
 }
 

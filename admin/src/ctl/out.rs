@@ -12,13 +12,15 @@ use crate::render::{Style, clean};
 pub(super) struct Out<'a> {
     pub(super) json: bool,
     style: Style,
+    /// The reader of stdout has left.
+    unread: bool,
     stdout: &'a mut dyn Write,
     stderr: &'a mut dyn Write,
 }
 
 impl<'a> Out<'a> {
     pub(super) fn new(style: Style, stdout: &'a mut dyn Write, stderr: &'a mut dyn Write) -> Self {
-        Self { json: false, style, stdout, stderr }
+        Self { json: false, style, unread: false, stdout, stderr }
     }
 
     /// One document, or its picture.
@@ -57,9 +59,17 @@ impl<'a> Out<'a> {
 
     pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
         match self.stdout.write_all(text.as_bytes()).and_then(|()| self.stdout.flush()) {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+                self.unread = true;
+                Ok(())
+            }
             written => written,
         }
+    }
+
+    /// Whether nobody reads stdout any more: what has no end of its own ends then.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unread
     }
 
     pub(super) fn refuse_json(&self, why: &str) -> Result<(), Failure> {

@@ -7,12 +7,12 @@ use std::task::{Context, Poll, ready};
 
 use axum::body::Body;
 use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::command::{Failure, Line};
-use crate::view::SessionRow;
 
-/// The lines of a command, each sent as it comes. Always ends with `done` or `failed`.
+/// The lines of a command, each sent as it comes. Always ends with `done`, `failed` or `reconnect`.
 pub(crate) struct Lines {
     lines: mpsc::Receiver<Line>,
     ended: bool,
@@ -35,27 +35,32 @@ impl HttpBody for Lines {
         let line = ready!(self.lines.poll_recv(cx)).unwrap_or_else(|| {
             Line::Failed(Failure::failed("the keeper gave the command up without a result; see `proxyctl status`"))
         });
-        self.ended = matches!(line, Line::Done(_) | Line::Failed(_));
+        self.ended = matches!(line, Line::Done(_) | Line::Failed(_) | Line::Reconnect { .. });
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(json_line(&line))))))
     }
 }
 
-/// The live table, one row a line, made into text piece by piece.
-pub(crate) struct Rows(std::vec::IntoIter<SessionRow>);
+/// A table, one row a line, made into text piece by piece.
+pub(crate) struct Rows<T>(std::vec::IntoIter<T>);
 
-impl Rows {
-    pub(crate) fn new(rows: Vec<SessionRow>) -> Self {
+impl<T: Serialize> Rows<T> {
+    pub(crate) fn new(rows: Vec<T>) -> Self {
         Self(rows.into_iter())
+    }
+
+    /// The text of the next rows; `None` after the last.
+    pub(crate) fn piece(&mut self) -> Option<Bytes> {
+        let piece: Vec<u8> = self.0.by_ref().take(ROWS_A_PIECE).flat_map(|row| json_line(&row)).collect();
+        (!piece.is_empty()).then(|| Bytes::from(piece))
     }
 }
 
-impl HttpBody for Rows {
+impl<T: Serialize + Unpin> HttpBody for Rows<T> {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece: Vec<u8> = self.0.by_ref().take(ROWS_A_PIECE).flat_map(|row| json_line(&row)).collect();
-        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(Bytes::from(piece)))))
+        Poll::Ready(self.piece().map(|piece| Ok(Frame::data(piece))))
     }
 }
 
@@ -114,7 +119,7 @@ impl HttpBody for Answer {
 
 /// The words of the contract have no map keys that are not text and no numbers that are not finite by construction,
 /// so this cannot fail; a row that did would be left out, not end the answer.
-fn json_line(value: &impl serde::Serialize) -> Vec<u8> {
+fn json_line(value: &impl Serialize) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).unwrap_or_default();
     line.push(b'\n');
     line

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::command::SessionsAtUpgrade;
-use crate::view::{BackendView, ConfigView, KeeperView};
+use crate::view::{BackendView, ConfigView, KeeperView, UpgradeView};
 
 fn rows() -> Vec<SessionRow> {
     let one = SessionRow {
@@ -142,6 +142,40 @@ fn reports_are_one_line() {
         report(&finished(UpgradeResult::RolledBack)),
         "upgrade 5 rolled back at ready after 1.2s: generation 3 hung; version 0.1.0 serves\n"
     );
+}
+
+#[test]
+fn what_became_of_the_keeper_is_a_line_of_its_own() {
+    let committed = finished(UpgradeResult::Committed);
+    let kept = UpgradeReport { keeper: "not upgraded: execve: no memory".into(), ..committed };
+    let drawn = report(&kept);
+    assert_eq!(drawn.lines().nth(1), Some("keeper not upgraded: execve: no memory"), "{drawn}");
+}
+
+#[test]
+fn an_upgrade_in_hand_shows_its_step_and_since_when() {
+    let upgrade = UpgradeView { id: 7, step: "probation".into(), step_seconds: 3.25, from: 2, to: 3 };
+    let standby = GenerationView { state: "standby".into(), ..example().generations[1].clone() };
+    let drawn = status(&Status { upgrade: Some(upgrade), generations: vec![standby], ..example() }, Style::Plain);
+    assert!(drawn.contains("\nupgrade 7 is at probation for 3.2s: generation 2 -> 3\n"), "{drawn}");
+    assert!(drawn.contains("         2  standby  "), "{drawn}");
+}
+
+#[test]
+fn an_event_is_a_line() {
+    let happened = EventView {
+        seq: 9,
+        time: 1_700_000_000.25,
+        event: "worker_lost".into(),
+        text: "generation 3 (pid 7) died\n".into(),
+        generation: Some(3),
+        ..EventView::default()
+    };
+    let wanted = "2023-11-14T22:13:20.250Z worker_lost            3 generation 3 (pid 7) died\\n\n";
+    assert_eq!(event(&happened), wanted);
+    for time in [f64::NAN, -1.0, f64::MAX] {
+        assert!(event(&EventView { time, ..happened.clone() }).starts_with("1970-01-01T"), "{time}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A keeper that is not one: answers from memory, remembers what it was told; and raw clients to knock on its door.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use admin::door::Door;
 use admin::limits::Limits;
 use admin::server::{serve_tcp_within, serve_unix_within};
 use admin::socket::{OwnedSocketPath, bind_socket};
-use admin::view::{PoolView, SessionRow, Status, UpgradeView};
+use admin::view::{EventView, PoolView, SessionRow, Status, UpgradeView};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -27,6 +28,17 @@ pub(crate) struct FakeDoor {
     /// The lines that the next commands answer; `reload` waits for `release` before its last.
     pub(crate) script: Arc<Mutex<Vec<Line>>>,
     pub(crate) release: watch::Sender<bool>,
+    /// The lines that the next questions for a report answer, one question after the other; then `script`.
+    pub(crate) reports: Arc<Mutex<VecDeque<Vec<Line>>>>,
+    /// The step of the upgrade in hand.
+    pub(crate) step: Arc<Mutex<String>>,
+    /// What there is to see; no status is the usual one.
+    pub(crate) seen: Arc<Mutex<Option<Status>>>,
+    pub(crate) happened: watch::Sender<Vec<EventView>>,
+    /// The newest event that somebody waits to see followed.
+    pub(crate) followed: watch::Sender<u64>,
+    /// How often the status was asked for.
+    pub(crate) asked: watch::Sender<usize>,
     /// How many commands have run to their end.
     pub(crate) finished: watch::Sender<usize>,
 }
@@ -41,8 +53,28 @@ impl FakeDoor {
             rows: Arc::new(Mutex::new((0..300).map(row).collect())),
             script: Arc::new(Mutex::new(vec![changed()])),
             release: watch::Sender::new(true),
+            reports: Arc::default(),
+            step: Arc::new(Mutex::new("spawn".into())),
+            seen: Arc::default(),
+            happened: watch::Sender::new(Vec::new()),
+            followed: watch::Sender::new(0),
+            asked: watch::Sender::new(0),
             finished: watch::Sender::new(0),
         }
+    }
+
+    /// Something happens: the events with these numbers, all the keeper still has being those from `oldest` on.
+    pub(crate) fn happens(&self, numbers: std::ops::RangeInclusive<u64>, oldest: u64) {
+        let event = |seq| EventView { seq, event: "test".into(), text: format!("event {seq}"), ..EventView::default() };
+        self.happened.send_modify(|happened| {
+            happened.extend(numbers.map(event));
+            happened.retain(|event| event.seq >= oldest);
+        });
+    }
+
+    /// Until a follower has been given the events up to this one.
+    pub(crate) async fn finished_following(&self, seq: u64) {
+        self.followed.subscribe().wait_for(|followed| *followed >= seq).await.unwrap();
     }
 
     pub(crate) fn answers(self, lines: impl Into<Vec<Line>>) -> Self {
@@ -53,9 +85,19 @@ impl FakeDoor {
 
 impl Door for FakeDoor {
     fn status(&self) -> Status {
+        self.asked.send_modify(|asked| *asked += 1);
+        if let Some(seen) = self.seen.lock().unwrap().clone() {
+            return seen;
+        }
         let pools = vec![PoolView { name: "pg".into(), version: 4, ..Default::default() }];
         // While a command is held back, an upgrade is in hand.
-        let upgrade = (!*self.release.borrow()).then(|| UpgradeView { id: 12, step: "spawn".into(), from: 1, to: 2 });
+        let upgrade = (!*self.release.borrow()).then(|| UpgradeView {
+            id: 12,
+            step: self.step.lock().unwrap().clone(),
+            step_seconds: 0.0,
+            from: 1,
+            to: 2,
+        });
         Status { version: "9.8.7".into(), pools, upgrade, ..Status::default() }
     }
 
@@ -71,15 +113,30 @@ impl Door for FakeDoor {
         self.ready.lock().unwrap().clone()
     }
 
+    fn events(&self, since: u64) -> Vec<EventView> {
+        self.happened.borrow().iter().filter(|event| event.seq > since).cloned().collect()
+    }
+
+    fn newest_event(&self) -> u64 {
+        newest(&self.happened.borrow())
+    }
+
+    async fn newer_event(&self, seq: u64) -> Option<u64> {
+        self.followed.send_replace(seq);
+        let mut happened = self.happened.subscribe();
+        happened.wait_for(|happened| newest(happened) > seq).await.ok().map(|happened| newest(&happened))
+    }
+
     async fn command(&self, command: Command) -> mpsc::Receiver<Line> {
+        let report = matches!(command, Command::Report { .. }).then(|| self.reports.lock().unwrap().pop_front());
         self.told.send_modify(|told| told.push(command));
         let (sender, receiver) = mpsc::channel(1);
-        let (door, lines) = (self.clone(), self.script.lock().unwrap().clone());
+        let (door, lines) = (self.clone(), report.flatten().unwrap_or_else(|| self.script.lock().unwrap().clone()));
         let mut release = self.release.subscribe();
         #[expect(clippy::disallowed_methods, reason = "ends with its script; `finished` tells")]
         tokio::spawn(async move {
             for line in lines {
-                if !matches!(line, Line::Step { .. }) {
+                if !matches!(line, Line::Step { .. } | Line::Reconnect { .. }) {
                     release.wait_for(|released| *released).await.unwrap();
                 }
                 let _ = sender.send(line).await;
@@ -88,6 +145,10 @@ impl Door for FakeDoor {
         });
         receiver
     }
+}
+
+fn newest(happened: &[EventView]) -> u64 {
+    happened.last().map_or(0, |event| event.seq)
 }
 
 pub(crate) fn changed() -> Line {
@@ -111,12 +172,21 @@ pub(crate) struct House {
     stop: watch::Sender<bool>,
     servers: JoinSet<()>,
     _owned: OwnedSocketPath,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl House {
     pub(crate) async fn open(door: FakeDoor, limits: Limits) -> Self {
-        let directory = private_directory();
+        Self::open_in(private_directory(), door, limits).await
+    }
+
+    /// Another keeper, where this one was.
+    pub(crate) async fn succeeded_by(self, door: FakeDoor) -> Self {
+        let (directory, _) = self.leave().await;
+        Self::open_in(directory, door, Limits::default()).await
+    }
+
+    async fn open_in(directory: TempDir, door: FakeDoor, limits: Limits) -> Self {
         let socket = directory.path().join("admin.sock");
         let (unix, owned) = bind_socket(&socket).unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -131,7 +201,7 @@ impl House {
         let mut servers = JoinSet::new();
         servers.spawn(serve_unix_within(limits, unix, door.clone(), stopped()));
         servers.spawn(serve_tcp_within(limits, tcp, door.clone(), stopped()));
-        Self { door, socket, tcp: address, stop, servers, _owned: owned, _directory: directory }
+        Self { door, socket, tcp: address, stop, servers, _owned: owned, directory }
     }
 
     pub(crate) async fn with_defaults() -> Self {
@@ -147,10 +217,14 @@ impl House {
     }
 
     /// Stops both servers and waits for their end.
-    pub(crate) async fn close(mut self) -> FakeDoor {
+    pub(crate) async fn close(self) -> FakeDoor {
+        self.leave().await.1
+    }
+
+    async fn leave(mut self) -> (TempDir, FakeDoor) {
         self.stop.send_replace(true);
         within(async { while self.servers.join_next().await.is_some() {} }).await;
-        self.door.clone()
+        (self.directory, self.door)
     }
 
     /// The daemon is fine: a command from a new client works.

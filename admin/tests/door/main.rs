@@ -2,8 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod client;
+mod events;
 mod harness;
 mod hostile;
 mod proxyctl;
+mod reconnect;
 mod routes;
 mod socket;
+mod wait;

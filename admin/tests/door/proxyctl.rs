@@ -10,28 +10,28 @@ use admin::command::{
 use admin::ctl;
 use admin::render::Style;
 
-struct Said {
-    code: u8,
-    out: String,
-    err: String,
+pub(crate) struct Said {
+    pub(crate) code: u8,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 fn words(line: &str) -> Vec<OsString> {
     line.split(' ').map(OsString::from).collect()
 }
 
-fn say(line: &str) -> Said {
+pub(crate) fn say(line: &str) -> Said {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = ctl::run(words(line), Style::Plain, &mut out, &mut err);
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Said { code, out: text(out), err: text(err) }
 }
 
-fn ask(lodge: &Lodge, line: &str) -> Said {
+pub(crate) fn ask(lodge: &Lodge, line: &str) -> Said {
     say(&format!("proxyctl --socket {} {line}", lodge.socket.display()))
 }
 
-fn report(result: UpgradeResult) -> UpgradeReport {
+pub(crate) fn report(result: UpgradeResult) -> UpgradeReport {
     UpgradeReport {
         id: 5,
         result,
@@ -166,7 +166,16 @@ fn a1_no_daemon_is_exit_3() {
 #[test]
 fn a3_wrong_words_are_exit_2_and_ask_nobody() {
     let lodge = Lodge::open(FakeDoor::new());
-    for line in ["kill", "kill --all --pool p", "explode", "rollback", "pool swap UP pg", "pool add pg db:1"] {
+    for line in [
+        "kill",
+        "kill --all --pool p",
+        "explode",
+        "rollback 3",
+        "upgrade --sessions move",
+        "upgrade --last --no-wait",
+        "pool swap UP pg",
+        "pool add pg db:1",
+    ] {
         let said = ask(&lodge, line);
         assert_eq!((said.code, said.out.as_str()), (2, ""), "{line}");
         assert!(said.err.starts_with("proxyctl: ") && !said.err.contains("error: "), "{line}: {}", said.err);

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use admin::command::{Command, Failure, Filter, Line};
 use admin::door::Door;
-use admin::view::{SessionRow, Status};
+use admin::view::{EventView, SessionRow, Status};
 use arc_swap::ArcSwap;
 use prometheus::Registry;
 use tokio::sync::mpsc;
 
+use crate::observe::events::Events;
 use crate::observe::metrics;
 use crate::observe::scene::Scene;
 
@@ -16,6 +17,7 @@ use crate::observe::scene::Scene;
 pub(super) struct KeeperDoor {
     pub scene: Arc<ArcSwap<Scene>>,
     pub registry: Registry,
+    pub happenings: Events,
     pub commands: mpsc::Sender<(Command, mpsc::Sender<Line>)>,
 }
 
@@ -43,6 +45,18 @@ impl Door for KeeperDoor {
 
     fn ready(&self) -> Result<(), String> {
         self.scene.load().ready()
+    }
+
+    fn events(&self, since: u64) -> Vec<EventView> {
+        self.happenings.since(since)
+    }
+
+    fn newest_event(&self) -> u64 {
+        self.happenings.last()
+    }
+
+    async fn newer_event(&self, seq: u64) -> Option<u64> {
+        self.happenings.newer(seq).await
     }
 
     async fn command(&self, command: Command) -> mpsc::Receiver<Line> {

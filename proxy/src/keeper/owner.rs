@@ -382,6 +382,7 @@ impl Keeper {
             upgrade: self.upgrade.as_ref().map(|upgrade| UpgradeView {
                 id: upgrade.id,
                 step: upgrade.step.into(),
+                step_seconds: upgrade.step_started.elapsed().as_secs_f64(),
                 from: upgrade.from,
                 to: upgrade.to,
             }),

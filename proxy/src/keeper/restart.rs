@@ -221,6 +221,8 @@ impl Keeper {
             let text = format!("generation {generation} serves in place of the lost one");
             self.happenings.tell(Happened::new("worker_restarted", text).generation(generation));
         }
+        let serves = Happened::new("generation_serving", format!("generation {generation} serves"));
+        self.happenings.tell(serves.generation(generation));
         if self.standing != Standing::ShuttingDown {
             self.standing = Standing::Serving;
         }

@@ -188,7 +188,7 @@ fn stand_around(keeper: &Keeper, log: &Log, dropped_before: u64) -> Result<(Keep
     around.spawn_local(deaths);
     hear_signals(&keeper.events, &mut around)?;
     reexec::unmask()?;
-    Ok((KeeperDoor { scene: keeper.scene(), registry, commands }, around))
+    Ok((KeeperDoor { scene: keeper.scene(), registry, happenings: keeper.happenings.clone(), commands }, around))
 }
 
 fn listen(config: &Config, inherited: Vec<std::os::fd::OwnedFd>) -> Result<Sockets, BindError> {

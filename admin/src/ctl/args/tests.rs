@@ -60,6 +60,13 @@ fn upgrade_paths_are_absolute() {
 }
 
 #[test]
+fn what_is_not_available_yet_is_refused() {
+    let refused = parse("proxyctl upgrade --sessions move").unwrap().command().unwrap_err();
+    assert!(refused.message.contains("not available in this version"), "{refused}");
+    assert_eq!(command("proxyctl upgrade --sessions drain"), command("proxyctl upgrade"));
+}
+
+#[test]
 fn kill_wants_to_know_which() {
     assert!(parse("proxyctl kill").unwrap().command().is_err());
     assert!(parse("proxyctl kill --all --pool p").unwrap().command().is_err());
@@ -81,7 +88,15 @@ fn a3_wrong_words_are_usage_errors() {
     for line in [
         "proxyctl",
         "proxyctl explode",
-        "proxyctl rollback",
+        "proxyctl rollback 3",
+        "proxyctl rollback --probation soon",
+        "proxyctl upgrade --last --binary /b",
+        "proxyctl upgrade --sessions keep",
+        "proxyctl wait",
+        "proxyctl wait generation-gone",
+        "proxyctl wait generation-gone x",
+        "proxyctl wait backend-empty p",
+        "proxyctl events --since -1",
         "proxyctl pool swap l",
         "proxyctl pool swap l p q",
         "proxyctl pool set p",

@@ -48,7 +48,8 @@ pub(super) struct Upgrade {
     dry_run: bool,
     probation: Duration,
     started: Instant,
-    step_started: Instant,
+    /// Shown as of the last change or tick.
+    pub step_started: Instant,
     task: Option<AbortHandle>,
     /// Sessions closed by force to make room for the new generation.
     forced: u64,

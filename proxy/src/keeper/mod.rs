@@ -17,6 +17,7 @@ mod generation;
 mod heard;
 mod link;
 mod next;
+mod notify;
 mod owner;
 mod pinned;
 mod pools;

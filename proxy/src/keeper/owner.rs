@@ -18,6 +18,7 @@ use super::event::{Caller, Event};
 use super::generation::{Generation, State};
 use super::heard::Watch;
 use super::next::Loaded;
+use super::notify::Notify;
 use super::pinned::Pinned;
 use super::pools::Pools;
 use super::reaper::Reaper;
@@ -68,6 +69,8 @@ pub(super) struct Keeper {
     pub tally: Tally,
     /// What happened, for those who follow.
     pub happenings: Events,
+    /// To the service manager.
+    pub notify: Notify,
     /// Every generation with a live process.
     pub generations: BTreeMap<u32, Generation>,
     pub last_generation: u32,
@@ -138,6 +141,7 @@ impl Keeper {
             writer,
             tally,
             happenings: Events::default(),
+            notify: Notify::from_environment(),
             generations: BTreeMap::new(),
             last_generation: 0,
             serving: None,
@@ -218,6 +222,7 @@ impl Keeper {
     async fn turn(&mut self, event: Event) -> Option<Ended> {
         self.handle(event).await;
         self.publish();
+        self.tell_manager();
         while self.tasks.try_join_next().is_some() {}
         let ended = self.ended.take()?;
         self.end();
@@ -228,7 +233,7 @@ impl Keeper {
         match event {
             Event::Command(command, caller) => self.command(command, caller).await,
             Event::Hangup => self.reload_by_signal().await,
-            Event::UpgradeSignal => self.start_upgrade(admin::command::Upgrade::default(), None),
+            Event::UpgradeSignal => self.upgrade_by_signal(),
             Event::Terminate => self.terminate().await,
             Event::Preflighted { upgrade, found } => self.preflighted(upgrade, found).await,
             Event::Progress { upgrade, progress } => self.upgrade_progress(upgrade, progress),
@@ -248,6 +253,7 @@ impl Keeper {
 
     /// Looks after what no event tells of: generations past their deadline, and a ledger that fills up.
     async fn tick(&mut self) {
+        self.notify.tick();
         let now = tokio::time::Instant::now();
         self.watch.tick(now);
         self.judge(now).await;

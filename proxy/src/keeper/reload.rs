@@ -39,8 +39,9 @@ impl Keeper {
     }
 
     pub(super) async fn reload_by_signal(&mut self) {
-        // Both ways in log how it ended; there is nobody else to tell.
-        let _ = self.reload().await;
+        self.notify.reloading();
+        let done = self.reload().await;
+        self.notify.reloaded(done.map(|_| ()).map_err(|failure| failure.message));
     }
 
     async fn try_reload(&mut self) -> Result<Changed, Failure> {

@@ -90,7 +90,7 @@ fn block_on(service: impl Future<Output = Result<(), RunError>>) -> Result<(), R
 }
 
 const EVENTS: usize = 256;
-const TICK: Duration = Duration::from_millis(500);
+pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// A keeper, and what stands around its loop.
 struct Service {

@@ -209,6 +209,7 @@ impl Keeper {
         let text = format!("{step}: {detail}");
         self.happenings.tell(Happened::new("upgrade_step", text).upgrade(id).generation(upgrade.to).with("step", step));
         Self::tell(&upgrade.caller, Line::Step { step: step.into(), detail });
+        self.tell_manager();
     }
 
     /// Whether this upgrade still holds the lock; what an ended one left behind is of no interest.

@@ -117,7 +117,10 @@ fn reload_and_pool_verbs_are_refused_during_an_upgrade() {
         let refused = gated.proxy.ctl(words);
         let said = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(4), "{words:?}: {said}");
-        assert!(said.contains("upgrade 1 ") && said.contains("at step spawn"), "{words:?}: {said}");
+        assert!(
+            said.contains("upgrade 1 ") && said.contains("begun by proxyctl") && said.contains("at step spawn"),
+            "{words:?}: {said}"
+        );
     }
     // The signal as well, which has nobody to tell.
     gated.proxy.signal(Signal::SIGHUP);
@@ -135,7 +138,11 @@ fn reload_and_pool_verbs_are_refused_during_an_upgrade() {
 fn a_caller_that_is_killed_does_not_cancel() {
     let Some(mut gated) = Gated::start() else { return };
     let mut caller = gated.begin();
-    gated.held();
+    let new = gated.held();
+    until("the new process is shown", DEADLINE, || {
+        let shown = &gated.proxy.status()["generations"][1];
+        (&shown["id"], &shown["state"], &shown["pid"]) == (&2.into(), &"starting".into(), &new.into())
+    });
     caller.inner().kill().unwrap();
     caller.inner().wait().unwrap();
     let status = gated.proxy.status();

@@ -249,6 +249,7 @@ fn an_added_port_that_is_taken_refuses_the_upgrade_and_leaves_no_socket_behind()
     let conf = Bench::conf(&bench.port, &backend).pool("other", &[backend.address()]);
     bench.proxy.write_config(&with("b-taken", &address, with("a-free", &free.to_string(), conf.clone())));
     bench.refuses("a taken port", &[], "preflight", &["b-taken", &address, "in use"]);
+    bench.refuses("a taken port, tried", &["--dry-run"], "preflight", &["b-taken", &address, "in use"]);
     assert!(TcpStream::connect(free.address()).is_err(), "the socket bound for the failed upgrade is still open");
     // Bound in full, and given up with what fails later.
     if let Some(program) = impostor(bench.proxy.directory(), "impostor", "worker:exit:3") {
@@ -261,4 +262,33 @@ fn an_added_port_that_is_taken_refuses_the_upgrade_and_leaves_no_socket_behind()
     drop(taken);
     bench.upgrades();
     assert_eq!(Steady::open(free.address()).tag, "green");
+}
+
+#[test]
+fn f21_a_limit_of_descriptors_that_a_generation_would_not_fit_in_is_found_before_it_is_started() {
+    let mut bench = Bench::start();
+    let place = bench.proxy.directory().to_owned();
+    let backend = Tagged::start("green");
+    let binds: Vec<String> =
+        (0..100).map(|n| format!("\"unix:{}\"", place.join(format!("{n}.sock")).display())).collect();
+    let conf = Bench::conf(&bench.port, &backend)
+        .with("listeners.many", &format!("bind = [{}]\npool = \"many\"", binds.join(", ")))
+        .pool("many", &[backend.address()]);
+    bench.proxy.write_config(&conf);
+    // 101 sockets for the control thread and two data threads, one segment, 64 others: 368. A configuration by itself wants
+    // no more than 256, and one for each socket.
+    allow_descriptors(bench.proxy.keeper_pid(), 363);
+    bench.refuses("few descriptors", &[], "preflight", &["the new generation needs 368 descriptors, limit 363"]);
+    bench.refuses("few descriptors, tried", &["--dry-run"], "preflight", &["needs 368 descriptors, limit 363"]);
+    assert!(!place.join("0.sock").exists());
+    allow_descriptors(bench.proxy.keeper_pid(), 4096);
+    bench.upgrades();
+    assert!(place.join("0.sock").exists());
+}
+
+/// The soft limit; a child inherits it.
+fn allow_descriptors(pid: u32, number: u32) {
+    let (pid, limit) = (format!("--pid={pid}"), format!("--nofile={number}:"));
+    let done = std::process::Command::new("prlimit").args([pid, limit]).status().unwrap();
+    assert!(done.success(), "prlimit: {done}");
 }

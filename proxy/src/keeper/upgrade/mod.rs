@@ -128,7 +128,7 @@ impl Keeper {
             caller,
             followers: Vec::new(),
             dry_run: asked.dry_run,
-            probation: asked.probation.map_or(self.config().upgrade.probation, Duration::from_secs_f64),
+            probation: asked.probation.map_or_else(|| self.config().upgrade.probation, Duration::from_secs_f64),
             started: now,
             step_started: now,
             task: None,

@@ -61,7 +61,7 @@ fn judge(unreachable: Vec<Unreachable>, agreed: &BTreeSet<String>) -> Probed {
                 "probe: pool {pool}: {why}; the old generation cannot reach it either, so the upgrade goes on"
             ));
         } else {
-            probed.unfit.get_or_insert(format!("probe: pool {pool}: {why}"));
+            probed.unfit.get_or_insert_with(|| format!("probe: pool {pool}: {why}"));
         }
     }
     probed

@@ -89,6 +89,6 @@ mod tests {
         let ours = note(b"GNU\0", 3, &[0xab, 0x01, 0xff]);
         assert_eq!(build_id(&[&other[..], &foreign, &ours].concat()), Some("ab01ff".into()));
         assert_eq!(build_id(&[&other[..], &foreign].concat()), None);
-        assert_eq!(build_id(&ours[..ours.len() - 1]), None);
+        assert_eq!(build_id(&ours[..ours.len() - 2]), None, "its last byte is missing");
     }
 }

@@ -83,6 +83,9 @@ pub struct ConfigView {
     pub path: String,
     pub version: u64,
     pub sha256: String,
+    /// The file said something else when the keeper started: a reload or an upgrade would put that in force.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

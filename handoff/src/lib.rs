@@ -2,12 +2,13 @@
 //! counters and sessions in shared memory. Knows sockets and bytes; not pools, not metric names.
 //!
 //! The words: [`manifest`] (what is passed), [`message`], [`codec`]. Their order: [`sequence`]. The transport:
-//! [`channel`], [`memfile`]. The two ends: [`predecessor`] offers, [`successor`] takes; what goes wrong: [`error`].
+//! [`channel`], [`memfile`], [`door`]. The two ends: [`predecessor`] offers, [`successor`] takes; what goes wrong: [`error`].
 
 #![deny(unsafe_code)]
 
 pub mod channel;
 pub mod codec;
+pub mod door;
 pub mod error;
 pub mod ledger;
 pub mod manifest;

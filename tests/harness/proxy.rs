@@ -249,6 +249,40 @@ impl Proxy {
         fs::write(self.config(), text).expect("our own directory takes files");
     }
 
+    /// Another keeper for the same state directory, not yet waited for; what it logs is added to the same file.
+    pub fn another_keeper(&self, binary: &Path) -> Child {
+        let stderr = self.directory.path().join("stderr");
+        let errors = File::options().append(true).open(stderr).expect("our own directory has the file");
+        let mut command = Command::new(binary);
+        command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        command.spawn().expect("proxyd can be executed")
+    }
+
+    /// Kills the keeper and starts another one; returns when that is ready.
+    ///
+    /// # Panics
+    /// If that one ends.
+    pub fn replace_keeper(&mut self, binary: &Path) {
+        self.status();
+        self.signal(Signal::SIGKILL);
+        self.wait_exit(START);
+        self.begin_again(binary);
+    }
+
+    /// Starts another keeper in the place of one that is dead; returns when that is ready.
+    ///
+    /// # Panics
+    /// If it ends.
+    pub fn begin_again(&mut self, binary: &Path) {
+        self.keeper = self.another_keeper(binary);
+        self.id = Process::of(self.keeper.id()).expect("a child stays at least a zombie");
+        until("the next keeper is ready", START, || {
+            assert_eq!(self.exit_status(), None, "the next keeper ended: {}", self.stderr());
+            self.is_ready()
+        });
+        self.status();
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.id.signal(signal);
     }

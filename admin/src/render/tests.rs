@@ -71,7 +71,7 @@ fn example() -> Status {
                 sessions: 60,
             }],
         }],
-        config: ConfigView { path: "/etc/proxyd.toml".into(), version: 4, sha256: "ab".into() },
+        config: ConfigView { path: "/etc/proxyd.toml".into(), version: 4, sha256: "ab".into(), pending: false },
         upgrade: None,
     }
 }

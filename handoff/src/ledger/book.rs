@@ -1,6 +1,6 @@
 //! The keeper's hold on the ledger: it makes segments, writes names, and buries the dead.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -95,6 +95,17 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Every generation that has a block or a session's record, alive or not. (0 is the keeper's own.)
+    pub fn owners(&self) -> BTreeSet<u32> {
+        let mut owners = BTreeSet::new();
+        for segment in &self.segments {
+            let leases = segment.map().leases().iter().map(|lease| lease.owner.load(Acquire));
+            let words = leases.chain(segment.used_records().iter().map(RecordSlot::owner));
+            owners.extend(words.filter_map(Owner::of).map(|owner| owner.generation));
+        }
+        owners
     }
 
     /// Writes down which generation serves, and which one would serve in its place: one store, so that whoever reads it later

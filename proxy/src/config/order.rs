@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use handoff::sequence::Polls;
 use serde::{Deserialize, Serialize};
 
 use super::{Drain, ForcedClose, plan::Plan};
@@ -25,6 +26,20 @@ pub enum Order {
     Probe { pools: Vec<String> },
     /// Exit once no session is left.
     Finish,
+    /// Hold this for the next keeper, instead of what was to be held before.
+    Keep { state: String },
+}
+
+/// What a worker tells a keeper that was not its first one: the plan of the hand-over in which the worker offers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphan {
+    pub generation: u32,
+    pub polls: Polls,
+    /// It has closed its listeners and will exit with its last session.
+    pub finishing: bool,
+    /// What it was given to hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
 }
 
 impl Order {

@@ -49,6 +49,7 @@ enum Request {
     Sockets(Vec<(Entry, OwnedFd)>, oneshot::Sender<()>),
     Segment(u32, OwnedFd, oneshot::Sender<()>),
     Rest(oneshot::Sender<(OwnedFd, Rest)>),
+    Door(OwnedFd, oneshot::Sender<()>),
 }
 
 /// Longest wait for an answer. A worker's control thread only talks to its data threads, which do not block.
@@ -112,6 +113,11 @@ impl Link {
 
     pub(super) async fn segment(&self, index: u32, fd: OwnedFd) -> Result<(), LinkError> {
         self.ask("a ledger segment", |reply| Request::Segment(index, fd, reply)).await
+    }
+
+    /// Gives the worker the door at which another keeper will knock.
+    pub(super) async fn door(&self, door: OwnedFd) -> Result<(), LinkError> {
+        self.ask("a door", |reply| Request::Door(door, reply)).await
     }
 
     /// Waits until no answer is awaited; then where the conversation stands, and a descriptor to go on with it elsewhere.
@@ -200,6 +206,13 @@ impl Line {
                 self.open.sockets = Some(reply);
                 let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
                 self.predecessor.send(Down::Sockets(&borrowed)).await
+            }
+            Request::Door(door, reply) => {
+                let sent = self.predecessor.send(Down::Door(door.as_fd())).await;
+                if sent.is_ok() {
+                    let _ = reply.send(());
+                }
+                sent
             }
             Request::Rest(reply) => {
                 self.open.rest.push(reply);

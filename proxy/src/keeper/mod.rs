@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+mod attach;
 mod backoff;
 mod budget;
 mod commands;
@@ -16,8 +17,10 @@ mod event;
 mod generation;
 mod heard;
 mod link;
+mod memory;
 mod next;
 mod notify;
+mod orphans;
 mod owner;
 mod pinned;
 mod pools;

@@ -26,6 +26,7 @@ use super::reexec::Replacement;
 use super::restart::Restart;
 use super::run::{RunError, SharedScene};
 use super::sockets::Sockets;
+use super::state::KeeperState;
 use super::upgrade::{Nascent, Previous, Reports, SILENCE, Upgrade};
 use crate::config::Config;
 use crate::observe::events::{Events, Happened};
@@ -83,8 +84,12 @@ pub(super) struct Keeper {
     pub upgrade: Option<Upgrade>,
     /// The keeper is about to become another version.
     pub replacement: Option<Replacement>,
-    /// Of the state, as it was last told to the workers.
+    /// Of the last state that was told to a worker.
     pub serial: u64,
+    /// The state that all workers were told.
+    pub told: Option<KeeperState>,
+    /// SHA-256 of a configuration file that differs from what this keeper found in force.
+    pub pending: Option<String>,
     pub last_upgrade: u64,
     pub reports: Reports,
     /// What a rollback outside of a probation goes back to.
@@ -151,6 +156,8 @@ impl Keeper {
             upgrade: None,
             replacement: None,
             serial: 0,
+            told: None,
+            pending: None,
             last_upgrade: 0,
             reports: Reports::default(),
             previous: None,
@@ -221,6 +228,7 @@ impl Keeper {
 
     async fn turn(&mut self, event: Event) -> Option<Ended> {
         self.handle(event).await;
+        self.remember();
         self.publish();
         self.tell_manager();
         while self.tasks.try_join_next().is_some() {}
@@ -368,6 +376,7 @@ impl Keeper {
     fn end(&mut self) {
         for generation in self.generations.values() {
             generation.process.kill(Signal::KILL);
+            self.close_door(generation.id);
         }
         self.sockets.close_all();
     }
@@ -384,6 +393,7 @@ impl Keeper {
                 path: self.loaded.path.display().to_string(),
                 version: self.config_version,
                 sha256: self.loaded.sha256.clone(),
+                pending: self.pending.is_some(),
             },
             upgrade: self.upgrade.as_ref().map(|upgrade| UpgradeView {
                 id: upgrade.id,

@@ -89,6 +89,11 @@ impl Pinned {
         Self { image, path, sha256, version, build }
     }
 
+    /// The sum of an image that a process runs.
+    pub(super) fn sum_of(image: &OwnedFd) -> io::Result<String> {
+        digest(&mut File::from(image.try_clone()?), &mut io::sink())
+    }
+
     pub(super) fn image(&self) -> BorrowedFd<'_> {
         let (Image::Copy(fd) | Image::File(fd)) = &*self.image;
         fd.as_fd()

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, wait};
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -23,6 +24,8 @@ pub(super) struct Reaper {
 pub enum Exit {
     Status(i32),
     Signal(i32),
+    /// It was no child of ours: nobody told us.
+    Unknown,
 }
 
 impl Exit {
@@ -31,6 +34,7 @@ impl Exit {
         match self {
             Self::Status(_) => "exit",
             Self::Signal(_) => "signal",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -39,6 +43,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => write!(f, "exited with status {status}"),
+            Self::Unknown => f.write_str("ended (an earlier keeper's child: nobody knows how)"),
             Self::Signal(number) => {
                 let name = nix::sys::signal::Signal::try_from(*number).map_or("unknown", |signal| signal.as_str());
                 write!(f, "died of signal {number} ({name})")
@@ -51,7 +56,16 @@ impl fmt::Display for Exit {
 #[derive(Debug)]
 pub(super) struct Child {
     pub process: Process,
-    exit: oneshot::Receiver<Exit>,
+    exit: Told,
+}
+
+/// Who tells of the end.
+#[derive(Debug)]
+enum Told {
+    /// The reaper, who has the status.
+    ByReaper(oneshot::Receiver<Exit>),
+    /// The pidfd, of a process that is no child of ours.
+    ByPidfd(AsyncFd<OwnedFd>),
 }
 
 /// A process, held by a pidfd so that a signal never reaches another one that got its pid.
@@ -71,8 +85,15 @@ impl Process {
 impl Child {
     /// Waits for the end. Cancel-safe.
     pub(super) async fn exited(&mut self) -> Exit {
-        // The sender goes away only together with the reaper, at the end of the process.
-        (&mut self.exit).await.unwrap_or(Exit::Status(0))
+        match &mut self.exit {
+            // The sender goes away only together with the reaper, at the end of the process.
+            Told::ByReaper(exit) => exit.await.unwrap_or(Exit::Status(0)),
+            Told::ByPidfd(pidfd) => {
+                // It fails only at the end of the runtime.
+                let _ = pidfd.readable().await;
+                Exit::Unknown
+            }
+        }
     }
 }
 
@@ -99,7 +120,26 @@ impl Reaper {
         self.waiting.borrow_mut().insert(pid, sender);
         let known = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("pid 0"))?;
         let pidfd = pidfd_open(known, PidfdFlags::empty())?;
-        Ok(Child { process: Process { pid: child, pidfd: Rc::new(pidfd) }, exit })
+        Ok(Child { process: Process { pid: child, pidfd: Rc::new(pidfd) }, exit: Told::ByReaper(exit) })
+    }
+
+    /// Watches a worker of an earlier keeper, which this process did not start.
+    ///
+    /// # Errors
+    /// No descriptor for a pidfd, or there is no such process.
+    pub(super) fn adopt_stranger(&self, pid: u32) -> io::Result<Child> {
+        let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+        let pidfd = pidfd_open(raw.ok_or_else(|| io::Error::other("not a pid"))?, PidfdFlags::empty())?;
+        let seen = handoff::os::watch(pidfd.try_clone()?)?;
+        Ok(Child { process: Process { pid, pidfd: Rc::new(pidfd) }, exit: Told::ByPidfd(seen) })
+    }
+
+    /// [`Self::watch`] or [`Self::adopt_stranger`], as it is our child or not.
+    pub(super) fn watch_again(&self, pid: u32) -> io::Result<Child> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in brackets, may itself hold blanks and brackets; state and parent follow it (proc_pid_stat(5)).
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse::<u32>().ok());
+        if parent == Some(std::process::id()) { self.watch(pid) } else { self.adopt_stranger(pid) }
     }
 
     /// Listens from now on; the future runs for the life of the keeper.

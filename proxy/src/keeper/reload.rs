@@ -23,6 +23,7 @@ impl Keeper {
         let done = self.try_reload().await;
         let result = match &done {
             Ok(changed) => {
+                self.pending = None;
                 tracing::info!("{}", changed.summary);
                 self.happenings.tell(Happened::new("config_reloaded", changed.summary.clone()));
                 changed.changes.iter().for_each(|change| tracing::info!("{change}"));
@@ -148,6 +149,8 @@ impl Keeper {
         self.drain_backends(&retired, Purpose::BackendRemoved);
         self.drain_backends(&disabled, Purpose::BackendDisabled);
         self.undrain_backends(&newly_disabled(&self.pools, &before));
+        // Before it is acknowledged: it outlives this process.
+        self.remember_first().await;
         // A worker that is being started was given what was in force before.
         self.start_worker();
         Ok(())

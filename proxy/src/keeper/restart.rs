@@ -135,6 +135,8 @@ impl Keeper {
 
     /// Lets a READY worker poll, after giving it what the ledger has grown by since it was started.
     pub(super) async fn begin(&mut self, link: &Link, segments: usize) -> Result<u64, LinkError> {
+        // One that has ever served can tell the next keeper what was in force.
+        self.remember_with(link).await;
         for segment in self.ledger.segments().iter().skip(segments) {
             if let Some(fd) = self.ledger.descriptor(segment.index()) {
                 link.segment(segment.index(), fd.try_clone_to_owned()?).await?;
@@ -193,6 +195,7 @@ impl Keeper {
         };
         self.generations.insert(generation, known);
         self.watch(generation, child, &link);
+        self.open_door(generation, &link);
         (generation, link, segments)
     }
 
@@ -233,6 +236,7 @@ impl Keeper {
         let pid = generation.process.pid;
         // Whoever takes over comes first.
         self.died_on_trial(id, pid, exit).await;
+        self.close_door(id);
         self.bury(id, &generation, exit);
         let text = format!("generation {id} (pid {pid}) {exit}");
         self.happenings
@@ -280,7 +284,9 @@ impl Keeper {
     /// Counts and logs what a dead process left in the ledger, and frees it.
     fn bury(&mut self, id: u32, generation: &Generation, exit: Exit) {
         match (generation.state, exit) {
-            (State::Draining | State::Failed, Exit::Status(0)) => tracing::info!(generation = id, "drained; gone"),
+            (State::Draining | State::Failed, Exit::Status(0) | Exit::Unknown) => {
+                tracing::info!(generation = id, "drained; gone")
+            }
             (State::Draining | State::Failed, _) => {
                 tracing::warn!(generation = id, pid = generation.process.pid, %exit, "draining worker ended");
             }
@@ -299,7 +305,12 @@ impl Keeper {
 }
 
 /// The end of a session that its worker could not write.
-fn count_lost(writer: &handoff::ledger::Writer, session: &SessionSnapshot, reason: Reason, cause: Option<Cause>) {
+pub(super) fn count_lost(
+    writer: &handoff::ledger::Writer,
+    session: &SessionSnapshot,
+    reason: Reason,
+    cause: Option<Cause>,
+) {
     let age = seconds_between(session.opened_ms, now_ms());
     let add = |kind, text: &str, cell, n| {
         if let Some(name) = writer.segment().find(kind, text) {

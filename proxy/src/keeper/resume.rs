@@ -20,7 +20,7 @@ use super::pinned::Pinned;
 use super::reaper::{Child, Reaper};
 use super::run::RunError;
 use super::sockets::Sockets;
-use super::state::{GenerationState, KeeperState, instant_of};
+use super::state::{GenerationState, KeeperState, PreviousState, instant_of};
 use super::upgrade::Previous;
 use crate::observe::events::{Events, Happened};
 use crate::observe::scene::Standing;
@@ -66,12 +66,13 @@ impl Keeper {
         })?;
         keeper.happenings = Events::restored(state.last_event, estate.events.clone());
         keeper.recall(state);
-        keeper.previous = previous(state, &binaries);
+        let previous = state.previous.as_ref();
+        keeper.previous = previous.and_then(|before| before.previous(binaries.get(before.binary)?.clone()));
         for (link, fd) in numbers.links.iter().zip(held.links) {
             let found = state.generations.iter().find(|generation| generation.id == link.generation);
             let known = found.ok_or_else(|| missing(format!("generation {}", link.generation)))?;
             let channel = channel(fd, known.pid)?;
-            let child = keeper.reaper.watch(known.pid)?;
+            let child = keeper.reaper.watch_again(known.pid)?;
             keeper.readmit(known, child, channel, link.rest);
         }
         keeper.standing = if keeper.serving.is_some() { Standing::Serving } else { Standing::Restarting };
@@ -83,7 +84,7 @@ impl Keeper {
     }
 
     /// What a record says beside processes and descriptors.
-    fn recall(&mut self, state: &KeeperState) {
+    pub(super) fn recall(&mut self, state: &KeeperState) {
         self.serial = state.serial;
         self.config_version = state.config.version;
         self.last_generation = state.last_generation;
@@ -95,7 +96,7 @@ impl Keeper {
     }
 
     /// A worker that lives goes on to be watched and spoken to.
-    fn readmit(&mut self, known: &GenerationState, child: Child, channel: Channel, rest: Rest) {
+    pub(super) fn readmit(&mut self, known: &GenerationState, child: Child, channel: Channel, rest: Rest) {
         let link = Link::start(Predecessor::resume(channel, rest));
         let generation = Generation {
             id: known.id,
@@ -114,12 +115,13 @@ impl Keeper {
     }
 }
 
-/// `None` too if its configuration is not accepted any more: then there is nothing to go back to.
-fn previous(state: &KeeperState, binaries: &[Rc<Pinned>]) -> Option<Previous> {
-    let previous = state.previous.as_ref()?;
-    let loaded =
-        previous.config.loaded().inspect_err(|error| tracing::warn!("no rollback to what was before: {error}"));
-    Some(Previous { pinned: binaries.get(previous.binary)?.clone(), loaded: loaded.ok()? })
+impl PreviousState {
+    /// `None`: its configuration is not accepted any more, and there is nothing to go back to.
+    pub(super) fn previous(&self, pinned: Rc<Pinned>) -> Option<Previous> {
+        let loaded =
+            self.config.loaded().inspect_err(|error| tracing::warn!("no rollback to what was before: {error}"));
+        Some(Previous { pinned, loaded: loaded.ok()? })
+    }
 }
 
 fn channel(fd: OwnedFd, pid: u32) -> Result<Channel, std::io::Error> {

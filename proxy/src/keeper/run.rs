@@ -19,10 +19,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
 use super::Start;
+use super::attach;
 use super::door::KeeperDoor;
 use super::doors::Doors;
 use super::estate::{self, Estate, Inherited};
 use super::event::Event;
+use super::orphans::Orphans;
 use super::owner::{Ended, Keeper, Parts};
 use super::pinned::{PinError, Pinned};
 use super::pools::Pools;
@@ -59,6 +61,10 @@ pub enum RunError {
     State(Box<StateError>),
     #[error("what the keeper was to go on from: {0}; workers serve on without a keeper")]
     Socket(#[from] Mismatch),
+    #[error(
+        "generation {generation} (pid {pid}) serves without a keeper, and holds no state that this version can go on from; it serves on: start the version of proxyd it was started by, or end it with TERM (it drains)"
+    )]
+    Stateless { generation: u32, pid: u32 },
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
@@ -68,7 +74,7 @@ pub enum RunError {
 /// # Errors
 /// The service could not be started.
 pub fn run(start: Start) -> Result<(), RunError> {
-    block_on(async move { Service::start(start)?.serve().await })
+    block_on(async move { Service::start(start).await?.serve().await })
 }
 
 /// Goes on from what an earlier image of this process left in the memory file of this number.
@@ -105,28 +111,20 @@ struct Service {
 }
 
 impl Service {
-    fn start(start: Start) -> Result<Self, RunError> {
-        let Start { loaded, binary, inherited, replaceable, greeting } = start;
-        let log = log::start(loaded.config.runtime.log, loaded.config.runtime.log_format);
-        for warning in &loaded.warnings {
+    async fn start(start: Start) -> Result<Self, RunError> {
+        let log = log::start(start.loaded.config.runtime.log, start.loaded.config.runtime.log_format);
+        for warning in &start.loaded.warnings {
             tracing::warn!("{warning}");
         }
-        let claimed = StateDir::claim(&loaded.config.runtime.state_dir)?;
-        let sockets = listen(&loaded.config, inherited)?;
-        let pools = Pools::from_config(&loaded.config);
+        let state_dir = &start.loaded.config.runtime.state_dir;
+        let claimed = StateDir::claim(state_dir)?;
+        let orphans = Orphans::of(attach::find(state_dir).await?).await?;
         let (events, inbox) = mpsc::channel(EVENTS);
-        let keeper = Keeper::new(Parts {
-            pinned: Rc::new(Pinned::own(&binary)?),
-            ledger: Ledger::create(sizes(&loaded.config, &pools))?,
-            loaded,
-            pools,
-            sockets,
-            events,
-            reaper: Reaper::default(),
-            started: Instant::now(),
-            replaceable,
-            greeting,
-        })?;
+        let own = Pinned::own(&start.binary)?;
+        let keeper = match orphans {
+            Some(orphans) => Keeper::take_on(orphans, own, &start.loaded, start.replaceable, events).await?,
+            None => begin(start, own, events)?,
+        };
         let (door, around) = stand_around(&keeper, &log, 0)?;
         let mut doors = Doors::bind(&keeper.config().admin, door)?;
         doors.open()?;
@@ -167,6 +165,25 @@ impl Service {
         self.around.shutdown().await;
         ended
     }
+}
+
+/// A keeper with nothing behind it.
+fn begin(start: Start, own: Pinned, events: mpsc::Sender<Event>) -> Result<Keeper, RunError> {
+    let Start { loaded, inherited, replaceable, greeting, .. } = start;
+    let sockets = listen(&loaded.config, inherited)?;
+    let pools = Pools::from_config(&loaded.config);
+    Ok(Keeper::new(Parts {
+        pinned: Rc::new(own),
+        ledger: Ledger::create(sizes(&loaded.config, &pools))?,
+        loaded,
+        pools,
+        sockets,
+        events,
+        reaper: Reaper::default(),
+        started: Instant::now(),
+        replaceable,
+        greeting,
+    })?)
 }
 
 /// What every keeper has beside its loop: signals and ticks, the reaper, and the line from the doors.

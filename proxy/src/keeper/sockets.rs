@@ -146,6 +146,12 @@ impl Sockets {
         self.bound.values().map(|bound| (&bound.entry, &bound.fd, bound.file.as_ref()))
     }
 
+    /// Files of the Unix sockets that we bound, by id.
+    pub(super) fn files(&self) -> BTreeMap<String, SocketFile> {
+        let files = self.bound.iter().filter_map(|(id, bound)| Some((id.clone(), bound.file.clone()?)));
+        files.collect()
+    }
+
     /// Takes a socket that an earlier keeper has bound, after a look at whether it is that one.
     pub(super) fn take_over(&mut self, entry: Entry, fd: OwnedFd, file: Option<SocketFile>) -> Result<(), Mismatch> {
         entry.verify(fd.as_fd())?;

@@ -1,7 +1,7 @@
 //! The keeper's state as plain data: what must outlive its process. The same record crosses an `execve` and lies with the
 //! workers for the next keeper; descriptors are no part of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -15,6 +15,7 @@ use super::next::Loaded;
 use super::owner::Keeper;
 use super::pinned::Pinned;
 use super::pools::Pools;
+use super::sockets::SocketFile;
 use crate::observe::scene::now_ms;
 
 /// Versions of [`KeeperState`] that this binary reads; it writes the highest.
@@ -29,6 +30,8 @@ pub(super) struct KeeperState {
     pub started_ms: u64,
     pub config: ConfigState,
     pub pools: Pools,
+    /// Of the listening Unix sockets that we bound, by id.
+    pub socket_files: BTreeMap<String, SocketFile>,
     pub last_generation: u32,
     pub last_upgrade: u64,
     pub serving: Option<u32>,
@@ -39,6 +42,9 @@ pub(super) struct KeeperState {
     pub pinned: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousState>,
+    /// The generation on probation. All else is as a rollback would put it in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_trial: Option<TrialState>,
     /// Generations that died before they were enlisted.
     pub stillborn: Vec<u32>,
     /// Starts that failed in a row.
@@ -86,6 +92,16 @@ pub(super) struct PreviousState {
     pub config: ConfigState,
 }
 
+/// A generation on probation, and what it serves by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct TrialState {
+    pub generation: u32,
+    /// Its place among the binaries.
+    pub binary: usize,
+    pub config: ConfigState,
+    pub pools: Pools,
+}
+
 /// Why bytes are not a state that this binary can go on with.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -109,6 +125,20 @@ struct Envelope {
 const GENERATIONS: usize = 4096;
 
 impl KeeperState {
+    /// Whether it says the same as one that was written a moment ago; times are only as exact as the clock was read.
+    pub(super) fn is_as(&self, told: &Self) -> bool {
+        let mut same = self.clone();
+        same.serial = told.serial;
+        close(&mut same.started_ms, told.started_ms);
+        for (ours, theirs) in same.generations.iter_mut().zip(&told.generations) {
+            close(&mut ours.since_ms, theirs.since_ms);
+            if let (Some(ours), Some(theirs)) = (&mut ours.drained_ms, theirs.drained_ms) {
+                close(ours, theirs);
+            }
+        }
+        same == *told
+    }
+
     /// Reads and checks a state, and the configuration in it.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, StateError> {
         let Envelope { version } = serde_json::from_slice(bytes)?;
@@ -134,7 +164,10 @@ impl KeeperState {
         if let Some(id) = ids.iter().chain(&self.serving).find(|id| !(1..=self.last_generation).contains(*id)) {
             return Err(format!("generation {id}, and the last one is {}", self.last_generation));
         }
-        let mut binaries = self.previous.iter().map(|previous| previous.binary).chain([self.pinned]);
+        let mut binaries = [self.pinned]
+            .into_iter()
+            .chain(self.previous.iter().map(|previous| previous.binary))
+            .chain(self.on_trial.iter().map(|trial| trial.binary));
         match binaries.find(|binary| *binary >= self.binaries.len()) {
             Some(binary) => Err(format!("binary {binary} of {}", self.binaries.len())),
             None => Ok(()),
@@ -149,33 +182,46 @@ impl ConfigState {
 }
 
 impl Keeper {
-    /// All of it that can be written down, and the pinned binaries in the order of the record.
+    /// All of it that can be written down, and the pinned binaries in the order of the record. In a probation: what a rollback
+    /// puts in force.
     pub(super) fn state(&self) -> (KeeperState, Vec<Rc<Pinned>>) {
-        let mut pinned = Vec::new();
-        let restart_from = place(&mut pinned, &self.pinned);
+        let mut binaries = Vec::new();
+        let standby = self.trial().and_then(|trial| Some((&trial.before, trial.standby?)));
+        let on_trial = standby.zip(self.serving).map(|(_, generation)| TrialState {
+            generation,
+            binary: place(&mut binaries, &self.pinned),
+            config: config_state(&self.loaded, self.config_version),
+            pools: self.pools.clone(),
+        });
+        let (pinned, loaded, pools, serving) = match standby {
+            Some((before, standby)) => (&before.pinned, &before.loaded, &before.pools, Some(standby)),
+            None => (&self.pinned, &self.loaded, &self.pools, self.serving),
+        };
         let previous = self.previous.as_ref().map(|previous| PreviousState {
-            binary: place(&mut pinned, &previous.pinned),
+            binary: place(&mut binaries, &previous.pinned),
             config: config_state(&previous.loaded, 0),
         });
         let state = KeeperState {
             version: KEEPER_STATE.max,
             serial: self.serial,
             started_ms: ms_of(self.started.into()),
-            config: config_state(&self.loaded, self.config_version),
-            pools: self.pools.clone(),
+            config: config_state(loaded, self.config_version),
+            pools: pools.clone(),
+            socket_files: self.sockets.files(),
             last_generation: self.last_generation,
             last_upgrade: self.last_upgrade,
-            serving: self.serving,
+            serving,
             generations: self.generations.values().map(Generation::state).collect(),
-            binaries: pinned.iter().map(|pinned| pinned.state()).collect(),
-            pinned: restart_from,
+            pinned: place(&mut binaries, pinned),
+            binaries: binaries.iter().map(|pinned| pinned.state()).collect(),
             previous,
+            on_trial,
             stillborn: self.stillborn.clone(),
             failures: self.backoff.failures(),
             reports: self.reports.all().cloned().collect(),
             last_event: self.happenings.last(),
         };
-        (state, pinned)
+        (state, binaries)
     }
 }
 
@@ -217,6 +263,15 @@ impl Pinned {
 fn config_state(loaded: &Loaded, version: u64) -> ConfigState {
     ConfigState { path: loaded.path.clone(), text: loaded.text.clone(), version }
 }
+
+fn close(ms: &mut u64, told: u64) {
+    if ms.abs_diff(told) <= READING {
+        *ms = told;
+    }
+}
+
+/// Between two readings of the clock for one conversion, in milliseconds; a descheduled process only tells once too often.
+const READING: u64 = 10;
 
 fn place(pinned: &mut Vec<Rc<Pinned>>, one: &Rc<Pinned>) -> usize {
     pinned.iter().position(|known| known.sha256 == one.sha256 && known.path == one.path).unwrap_or_else(|| {

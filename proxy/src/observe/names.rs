@@ -132,7 +132,7 @@ pub mod keeper {
 
     pub const UPGRADES: Counted = Counted { first: 0, labels: &["committed", "rolled_back", "failed"] };
     pub const RELOADS: Counted = Counted { first: 8, labels: &["applied", "refused"] };
-    pub const RESTARTS: Counted = Counted { first: 16, labels: &["exit", "signal"] };
+    pub const RESTARTS: Counted = Counted { first: 16, labels: &["exit", "signal", "unknown"] };
     /// Steps of an upgrade, each with a histogram.
     pub const STEPS: &[&str] = &["preflight", "spawn", "offer", "ready", "commit", "probation", "move", "finish"];
     const GAP_SECONDS: u32 = 24;

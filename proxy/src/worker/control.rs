@@ -9,6 +9,7 @@ use std::time::Duration;
 use caps::CapSet;
 use handoff::HandoffError;
 use handoff::channel::{Channel, ChannelError, Peer};
+use handoff::door::Door;
 use handoff::ledger::{LedgerError, Segment};
 use handoff::message::Pulse;
 use handoff::successor::{Accepted, Identity, Order as Word, Reply, Successor};
@@ -18,9 +19,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::drain::DrainOrder;
 use super::plane::{Plane, PlaneError};
+use crate::config::OnKeeperDeath;
 use crate::config::order::{Answer, Order, Purpose, Scope};
 use crate::config::plan::Plan;
-use crate::config::{Drain, OnKeeperDeath};
 use crate::observe::log;
 use crate::observe::reason::{Cause, Reason};
 use crate::session::{self, Ending};
@@ -65,41 +66,24 @@ async fn work() -> Result<(), WorkerError> {
     let _ = nix::sys::prctl::set_name(&std::ffi::CString::new(format!("proxyd-{generation}")).unwrap_or_default());
     let mut segments: Vec<Arc<Segment>> =
         segments.into_iter().map(|fd| Segment::open(fd).map(Arc::new)).collect::<Result<_, _>>()?;
-    let on_keeper_death = plan.on_keeper_death;
-    let drain = plan.drain;
+    let (on_keeper_death, drain) = (plan.on_keeper_death, plan.drain);
     let mut plane = Plane::start(plan.clone(), generation, std::mem::take(&mut segments))?;
     plane.apply(plan, sockets.into_iter().map(|(entry, fd)| (entry.id, fd)).collect()).await?;
     successor.ready().await?;
-    let mut control =
-        Control { successor, plane, finishing: false, arriving: Vec::new(), probes: JoinSet::new(), door: None };
-    match control.follow().await {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            tracing::warn!(%error, "the keeper is gone, or cannot be understood");
-            let Control { successor, plane, finishing, .. } = control;
-            // A keeper that lives sees the end of the channel, and replaces us.
-            drop(successor);
-            if on_keeper_death == OnKeeperDeath::Exit {
-                return Ok(());
-            }
-            orphaned(plane, finishing, drain, &mut terminate).await
+    let mut control = Control::new(generation, plane);
+    loop {
+        let Err(error) = control.follow(&mut successor).await else { return Ok(()) };
+        tracing::warn!(%error, "the keeper is gone, or cannot be understood");
+        // A keeper that lives sees the end of the channel, and replaces us.
+        drop(successor);
+        if on_keeper_death == OnKeeperDeath::Exit {
+            return Ok(());
         }
+        successor = match control.orphaned(drain, &mut terminate).await {
+            Some(adopted) => adopted,
+            None => return Ok(()),
+        };
     }
-}
-
-/// Without a keeper: serves on until TERM, then drains.
-async fn orphaned(mut plane: Plane, finishing: bool, drain: Drain, terminate: &mut Signal) -> Result<(), WorkerError> {
-    if !finishing {
-        tracing::warn!("serving on without a keeper; TERM drains");
-        terminate.recv().await;
-        let (reason, cause) = words(Purpose::Shutdown);
-        plane.stop().await?;
-        plane.close_listeners();
-        let (scope, timeout, spread) = (session::Scope::All, drain.timeout, drain.spread);
-        plane.drain(DrainOrder { scope, timeout, spread, close: drain.close, reason, cause }).await;
-    }
-    plane.emptied().await;
-    Ok(())
 }
 
 /// Signals of a terminal or of an operator are for the keeper. A handler that does nothing, where ignoring would be inherited.
@@ -126,51 +110,64 @@ fn drop_capabilities() {
     }
 }
 
-struct Control {
-    successor: Successor,
-    plane: Plane,
+/// The worker as its keeper directs it.
+pub(super) struct Control {
+    pub(super) generation: u32,
+    pub(super) plane: Plane,
     /// Ordered to exit when no session is left.
-    finishing: bool,
+    pub(super) finishing: bool,
+    /// Has polled its listeners.
+    pub(super) served: bool,
     /// Handed over, and named by a plan that is still to come.
-    arriving: Vec<(String, OwnedFd)>,
+    pub(super) arriving: Vec<(String, OwnedFd)>,
     /// Probes under way, each with the id of its order.
-    probes: JoinSet<(u64, Answer)>,
+    pub(super) probes: JoinSet<(u64, Answer)>,
     /// Where another keeper knocks once this one is gone.
-    door: Option<OwnedFd>,
+    pub(super) door: Option<Door>,
+    /// Held for that one.
+    pub(super) state: Option<String>,
 }
 
 impl Control {
+    fn new(generation: u32, plane: Plane) -> Self {
+        let (finishing, served, arriving) = (false, false, Vec::new());
+        Self { generation, plane, finishing, served, arriving, probes: JoinSet::new(), door: None, state: None }
+    }
+
     /// Follows orders until the work is done (`Ok`) or the keeper is gone.
-    async fn follow(&mut self) -> Result<(), HandoffError> {
+    async fn follow(&mut self, keeper: &mut Successor) -> Result<(), HandoffError> {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                word = self.successor.next() => self.heed(word?).await?,
+                word = keeper.next() => self.heed(keeper, word?).await?,
                 _ = heartbeat.tick() => {
-                    match self.successor.send(Reply::Heartbeat(self.pulse())).await {
+                    match keeper.send(Reply::Heartbeat(self.pulse())).await {
                         // A keeper that is stopped reads nothing; that it lives is all that matters.
                         Ok(()) | Err(HandoffError::Deadline { .. }) => {}
                         Err(error) => return Err(error),
                     }
                 }
-                Some(Ok((id, answer))) = self.probes.join_next() => self.answer(id, &answer).await?,
+                Some(Ok((id, answer))) = self.probes.join_next() => answer_with(keeper, id, &answer).await?,
                 () = self.plane.emptied(), if self.finishing => return Ok(()),
             }
         }
     }
 
-    async fn heed(&mut self, word: Word) -> Result<(), HandoffError> {
+    async fn heed(&mut self, keeper: &mut Successor, word: Word) -> Result<(), HandoffError> {
         match word {
             Word::Commit => match self.plane.poll().await {
-                Ok(first_poll_ns) => self.successor.send(Reply::Polling { first_poll_ns }).await,
+                Ok(first_poll_ns) => {
+                    self.served = true;
+                    keeper.send(Reply::Polling { first_poll_ns }).await
+                }
                 Err(error) => {
                     hung(&error);
                     Ok(())
                 }
             },
             Word::Stop => match self.plane.stop().await {
-                Ok(last_poll_ns) => self.successor.send(Reply::Stopped { last_poll_ns }).await,
+                Ok(last_poll_ns) => keeper.send(Reply::Stopped { last_poll_ns }).await,
                 Err(error) => {
                     hung(&error);
                     Ok(())
@@ -178,14 +175,17 @@ impl Control {
             },
             Word::Order { id, body } => {
                 let Some(answer) = self.carry_out(id, &body).await else { return Ok(()) };
-                self.answer(id, &answer).await
+                answer_with(keeper, id, &answer).await
             }
             Word::Sockets(sockets) => {
                 self.arriving.extend(sockets.into_iter().map(|(entry, fd)| (entry.id, fd)));
                 Ok(())
             }
             Word::Door(door) => {
-                self.door = Some(door);
+                match Door::new(door) {
+                    Ok(door) => self.door = Some(door),
+                    Err(error) => tracing::warn!(%error, "no other keeper will be able to find this worker"),
+                }
                 Ok(())
             }
             Word::Segment { fd, .. } => {
@@ -195,11 +195,6 @@ impl Control {
                 Ok(())
             }
         }
-    }
-
-    async fn answer(&mut self, id: u64, answer: &Answer) -> Result<(), HandoffError> {
-        let body = serde_json::to_vec(answer).unwrap_or_default();
-        self.successor.send(Reply::Answer { id, body: &body }).await
     }
 
     fn pulse(&self) -> Pulse {
@@ -250,9 +245,18 @@ impl Control {
                 self.finishing = true;
                 Answer::Done
             }
+            Order::Keep { state } => {
+                self.state = Some(state);
+                Answer::Done
+            }
         };
         Some(answer)
     }
+}
+
+async fn answer_with(keeper: &mut Successor, id: u64, answer: &Answer) -> Result<(), HandoffError> {
+    let body = serde_json::to_vec(answer).unwrap_or_default();
+    keeper.send(Reply::Answer { id, body: &body }).await
 }
 
 /// A data thread that does not answer cannot be mended from here: the keeper gets no answer and decides.
@@ -260,7 +264,7 @@ fn hung(error: &PlaneError) {
     tracing::error!(%error, "a data thread does not answer");
 }
 
-fn words(purpose: Purpose) -> (Reason, Cause) {
+pub(super) fn words(purpose: Purpose) -> (Reason, Cause) {
     match purpose {
         Purpose::Upgrade | Purpose::ListenerRemoved | Purpose::BackendDisabled => (Reason::DrainForced, Cause::Drain),
         Purpose::Generations => (Reason::DrainForced, Cause::Generations),

@@ -3,6 +3,7 @@
 mod control;
 mod drain;
 mod order;
+mod orphan;
 mod plane;
 mod probe;
 mod thread;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -179,6 +179,19 @@ impl Plane {
             }
         }
         closed
+    }
+
+    /// The listening sockets, by id.
+    pub fn sockets(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.sockets.iter().map(|(id, socket)| (id.as_str(), socket.as_fd()))
+    }
+
+    pub fn segments(&self) -> &[Arc<Segment>] {
+        &self.segments
+    }
+
+    pub fn is_polling(&self) -> bool {
+        self.is_polling
     }
 
     /// Sessions of this process, from accept to close.

@@ -53,6 +53,7 @@ impl Keeper {
             searches,
         };
         self.config_version += 1;
+        self.pending = None;
         let gap = match old {
             Some(old) => self.stand_by(old, first_poll).await,
             None => Duration::ZERO,

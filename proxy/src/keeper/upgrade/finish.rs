@@ -20,6 +20,7 @@ impl Keeper {
         let Some(upgrade) = &mut self.upgrade else { return };
         let (id, Some(mut trial)) = (upgrade.id, upgrade.trial.take()) else { return };
         self.upgrade_step(id, "finish");
+        self.remember_first().await;
         if let Some(standby) = trial.standby {
             self.retire(standby, trial.before.loaded.config.drain).await;
         }
@@ -145,7 +146,7 @@ impl Keeper {
 }
 
 /// What a generation that polls no more is told.
-pub(super) async fn retirement(link: Link, generation: u32, drain: Drain) {
+pub(in super::super) async fn retirement(link: Link, generation: u32, drain: Drain) {
     let order = Order::drain(Scope::All, Purpose::Upgrade, drain);
     for (what, order) in [("drain", order), ("finish", Order::Finish)] {
         if let Err(error) = link.order(what, &order).await {

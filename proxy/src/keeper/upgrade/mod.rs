@@ -28,6 +28,7 @@ mod probe;
 mod report;
 mod rollback;
 
+pub(super) use finish::retirement;
 pub(super) use probation::SILENCE;
 use probation::Trial;
 pub(super) use probe::Probed;

@@ -40,7 +40,7 @@ pub(in super::super) struct Trial {
 /// since.
 #[derive(Debug)]
 pub(in super::super) struct Before {
-    pub(super) pinned: Rc<Pinned>,
+    pub(in super::super) pinned: Rc<Pinned>,
     pub(in super::super) loaded: Loaded,
     pub(in super::super) pools: Pools,
     /// Of the old generation, in its last minute.
@@ -86,6 +86,7 @@ impl Keeper {
         if let Some(upgrade) = &mut self.upgrade {
             upgrade.trial = Some(trial);
         }
+        self.remember_first().await;
         if probation.is_zero() {
             self.finish_probation().await;
         }

@@ -18,7 +18,7 @@ use crate::view::{GenerationView, PoolView, Status};
 pub enum Wanted {
     /// Until a generation serves
     Ready,
-    /// Until no earlier generation has a process any more
+    /// Until no earlier generation has a process any more; when proxyd shuts down, until none has
     Drained,
     /// Until this generation has no process any more
     GenerationGone { id: u32 },
@@ -137,7 +137,8 @@ fn ready(status: &Status) -> Seen {
 }
 
 fn drained(status: &Status) -> Seen {
-    let earlier = |one: &&GenerationView| matches!(one.state.as_str(), "standby" | "draining");
+    let ending = status.keeper.state == "shutting-down";
+    let earlier = |one: &&GenerationView| ending || matches!(one.state.as_str(), "standby" | "draining");
     let still: Vec<String> = status.generations.iter().filter(earlier).map(described).collect();
     if still.is_empty() { Seen::So } else { Seen::Still(still.join(", ")) }
 }

@@ -65,6 +65,15 @@ fn what_is_not_so_in_time_is_exit_5_with_what_is_still_true() {
     }
 }
 
+/// While a shutdown is only announced, the generation still serves; it will drain.
+#[test]
+fn what_is_about_to_drain_has_not_drained() {
+    let serving = vec![keeper("").generations[1].clone()];
+    let lodge = lodge(Status { generations: serving, ..keeper("shutting-down") }, "a");
+    let answer = ask(&lodge, "wait drained --timeout 300ms");
+    assert_eq!(answer.code, 5, "{}", answer.out);
+}
+
 #[test]
 fn unknown_names_are_exit_2_and_name_what_exists() {
     let lodge = lodge(keeper("serving"), "b");

@@ -381,7 +381,7 @@ impl Keeper {
         self.sockets.close_all();
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         self.scene.store(Arc::new(Scene {
             version: crate::version::VERSION,
             started: self.started,

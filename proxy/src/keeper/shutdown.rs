@@ -22,10 +22,17 @@ impl Keeper {
             tracing::warn!("second request to end: at once");
             return self.end_at_once();
         }
+        self.begin_to_end(&None).await;
+    }
+
+    async fn begin_to_end(&mut self, caller: &Caller) {
         let delay = self.config().shutdown.delay;
         tracing::info!(delay = delay.as_secs_f64(), "shutting down");
         self.happenings.tell(Happened::new("shutting_down", format!("shutting down, delay {} s", delay.as_secs_f64())));
         self.end_upgrade_for_shutdown().await;
+        // Who is told so sees it, too.
+        self.publish();
+        Self::tell(caller, Line::Done(Reply::ShuttingDown));
         if delay == Duration::ZERO {
             return self.stop_accepting().await;
         }
@@ -44,8 +51,7 @@ impl Keeper {
             );
             return Self::tell(caller, Line::Failed(Failure::conflict(message)));
         }
-        Self::tell(caller, Line::Done(Reply::ShuttingDown));
-        self.terminate().await;
+        self.begin_to_end(caller).await;
     }
 
     pub(super) async fn stop_accepting(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{FakeDoor, House, failed, step, within};
+use crate::harness::{FakeDoor, House, body, exchange, failed, post, step, within};
 use admin::client::{Client, ClientError};
 use admin::command::{
     Command, Failure, FailureKind, Line, Reply, SessionsAtUpgrade, Upgrade, UpgradeReport, UpgradeResult,
@@ -118,4 +118,13 @@ async fn a_probation_is_waited_for_and_no_other_step() {
     let (reply, _) = upgrade(&client).await;
     assert_eq!(reply.unwrap_err().exit_code(), 5);
     house.door.release.send_replace(true);
+}
+
+#[tokio::test]
+async fn the_answer_ends_with_the_word_to_come_back() {
+    let house = House::open(FakeDoor::new().answers([step("finish"), GO]), Limits::default()).await;
+    let answer = exchange(house.unix().await, &post(r#"{"verb":"upgrade"}"#)).await;
+    let lines: Vec<&str> = body(&answer).lines().filter(|line| line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 2, "{answer}");
+    assert!(lines[1].contains(r#""line":"reconnect""#), "{answer}");
 }

@@ -1,5 +1,6 @@
 /* A binary that looks like proxyd until it misbehaves. HOW is `preflight:ACT` or `worker:ACT`; whatever does not misbehave is
- * done by the real one, REAL. An ACT may be followed by an argument: `exit:1`, `signal:11`, `gate:/path`. */
+ * done by the real one, REAL. An ACT may be followed by an argument: `exit:1`, `signal:11`, `gate:/path`. Acts that return
+ * (`descriptors`, `memory`, `user`, `child`, `gate`) go on as the real one. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,6 +50,29 @@ static void misbehave(const char *act, char **argv)
 	}
 	if (!strncmp(act, "alarm", 5))
 		alarm(atoi(arg));
+	if (!strncmp(act, "memory", 6)) {
+		struct rlimit few = { strtoul(arg, 0, 10), strtoul(arg, 0, 10) };
+		setrlimit(RLIMIT_AS, &few);
+	}
+	if (!strncmp(act, "user", 4) && setuid(atoi(arg)))
+		_exit(98);
+	if (!strncmp(act, "child", 5) && fork())
+		for (;;)
+			pause();
+	if (!strncmp(act, "passport", 8)) {
+		printf("{\"token\":\"%s\",\"version\":\"9.9.9\",\"build\":\"x\",%s}\n", argv[2], arg);
+		fflush(stdout);
+		_exit(0);
+	}
+	if (!strncmp(act, "babble", 6))
+		for (;;)
+			if (send(0, "\0garbage", 8, MSG_NOSIGNAL) < 0)
+				pause();
+	if (!strncmp(act, "drip", 4))
+		for (;;) {
+			send(0, "{", 1, MSG_NOSIGNAL);
+			sleep(1);
+		}
 	if (!strncmp(act, "gate", 4))
 		while (access(arg, F_OK))
 			usleep(2000);

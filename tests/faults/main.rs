@@ -8,7 +8,15 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod binary;
+mod clock;
+mod files;
 mod handover;
+mod limits;
+mod listeners;
+mod old;
 mod row;
+mod signals;
 mod spawn;
+mod storms;
 mod strace;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::files::Mount;
 use crate::harness::child::{Process, children};
 use crate::harness::{Census, Conf, Exchange, Load, Port, Proxy, Seeded, Starter, Tally, impostor, slim, until};
 
@@ -21,6 +22,8 @@ const SERVED: u64 = 50;
 
 #[derive(Debug)]
 pub(crate) struct Row {
+    /// Goes before the directory it lies in.
+    pub(crate) mount: Option<Mount>,
     pub(crate) proxy: Proxy,
     pub(crate) port: Port,
     pub(crate) backend: Seeded,
@@ -35,7 +38,7 @@ pub(crate) struct Row {
 pub(crate) fn conf(port: &Port, backend: &Seeded) -> Conf {
     Conf::simple(port, &[backend.address()])
         .with("upgrade", &format!("ready_timeout = \"{}s\"", READY.as_secs()))
-        .with("drain", "timeout = \"5s\"\nspread = \"1s\"")
+        .with("drain", "timeout = \"60s\"\nspread = \"1s\"")
 }
 
 /// How often each injection is repeated.
@@ -72,7 +75,7 @@ impl Row {
         proxy.upgrade();
         let descriptors = at_rest(&proxy);
         let load = Load::start(port.address(), RATE, Exchange::default());
-        let row = Self { proxy, port, backend, dice, load, descriptors, _alone: alone };
+        let row = Self { mount: None, proxy, port, backend, dice, load, descriptors, _alone: alone };
         row.serves();
         row
     }
@@ -166,10 +169,6 @@ impl Row {
         until("new connections are served", DEADLINE, || self.load.tally().clean >= goal);
         let tally = self.load.tally();
         assert_eq!(tally.faults() - price(&tally), 0, "{tally:?}");
-    }
-
-    pub(crate) fn tally(&self) -> Tally {
-        self.load.tally()
     }
 
     pub(crate) fn upgrades(&self) -> Value {

@@ -63,6 +63,15 @@ impl Starter {
         self
     }
 
+    /// Started by a program that becomes it, such as setpriv(1): the process stays the same.
+    #[must_use]
+    pub fn under(mut self, program: &Path, words: &[&str]) -> Self {
+        let binary = self.command.get_program().to_owned();
+        self.command = Command::new(program);
+        self.command.args(words).arg(binary);
+        self.prepare()
+    }
+
     fn config(&self) -> PathBuf {
         self.directory.path().join("proxyd.toml")
     }

@@ -1,0 +1,57 @@
+//! Upgrade after upgrade. Long, with `PROXYD_LONG=1`: a thousand back to back, then one each 100 ms for five minutes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::{Census, until};
+use crate::row::{DEADLINE, Row};
+
+/// KiB that the keeper may grow by in the whole storm: what one upgrade kept would be many times that.
+const GROWTH: u64 = 2 * 1024;
+/// Until allocator and caches have what they will ever need.
+const WARM_UP: u32 = 5;
+
+struct Storm {
+    upgrades: u32,
+    paced: Duration,
+}
+
+fn storm() -> Storm {
+    match std::env::var("PROXYD_LONG").as_deref() {
+        Ok("1") => Storm { upgrades: 1_000, paced: Duration::from_secs(300) },
+        _ => Storm { upgrades: 30, paced: Duration::from_secs(2) },
+    }
+}
+
+/// Not waiting for the old one to go: several drain at once.
+fn upgrade(row: &Row) {
+    let report = row.proxy.ctl_json(&["upgrade"]);
+    assert_eq!(report["result"], "committed", "{report}");
+}
+
+fn census(row: &Row) -> Census {
+    row.cleaned("the storm");
+    Census::of(row.proxy.keeper_pid()).unwrap()
+}
+
+#[test]
+fn f34_upgrade_storms() {
+    let row = Row::start("F34");
+    let storm = storm();
+    (0..WARM_UP).for_each(|_| upgrade(&row));
+    let before = census(&row);
+    (0..storm.upgrades).for_each(|_| upgrade(&row));
+    row.serves();
+    let (begun, mut paced) = (Instant::now(), 0_u32);
+    while begun.elapsed() < storm.paced {
+        upgrade(&row);
+        paced += 1;
+        thread::park_timeout(Duration::from_millis(100));
+    }
+    row.serves();
+    let after = census(&row);
+    println!("F34: {} + {paced} upgrades, keeper {:?} -> {:?}", storm.upgrades, before.memory, after.memory);
+    assert!(after.memory.private <= before.memory.private + GROWTH, "{:?} after {:?}", after.memory, before.memory);
+    until("no thread is left over", DEADLINE, || Census::of(row.proxy.keeper_pid()).unwrap().threads <= before.threads);
+    row.ends_well();
+}

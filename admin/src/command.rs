@@ -73,7 +73,8 @@ pub struct Upgrade {
     pub dry_run: bool,
     /// Answer once the upgrade holds the lock, with its id.
     pub no_wait: bool,
-    /// Seconds of probation; as configured if absent.
+    /// Seconds of probation; as configured if absent. Not said then: an older keeper knows no such field, and refuses it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub probation: Option<f64>,
 }
 
@@ -83,6 +84,7 @@ pub struct Rollback {
     /// Answer once the rollback holds the lock, with its id.
     pub no_wait: bool,
     /// Seconds of probation, where the rollback starts a new generation; as configured if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub probation: Option<f64>,
 }
 

@@ -50,7 +50,7 @@ fn at_rest(proxy: &Proxy) {
 }
 
 #[test]
-fn under_load_a_killed_worker_costs_its_sessions_and_refuses_nobody() {
+fn f61_under_load_a_killed_worker_costs_its_sessions_and_refuses_nobody() {
     let _alone = alone();
     let (port, backend) = (Port::reserve(), Seeded::start());
     let proxy = Starter::with_binary(&Conf::simple(&port, &[backend.address()]), slim()).start();
@@ -150,7 +150,7 @@ fn marked(to: &Path, extra: usize) -> u64 {
 }
 
 #[test]
-fn a_worker_is_restarted_from_its_own_pinned_binary_whatever_became_of_the_file() {
+fn f59_a_worker_is_restarted_from_its_own_pinned_binary_whatever_became_of_the_file() {
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("proxyd");

@@ -15,7 +15,7 @@ pub(super) async fn change(client: &Client, command: &Command, out: &mut Out<'_>
         }
     });
     match reply.await {
-        Ok(reply) => answer(&reply, out),
+        Ok(reply) => answer(command, &reply, out),
         Err(ClientError::Refused(failure)) => {
             if let Some(report) = &failure.report {
                 out.document(report)?;
@@ -36,11 +36,13 @@ async fn goes_on(client: &Client, error: ClientError) -> Trouble {
     }
 }
 
-fn answer(reply: &Reply, out: &mut Out<'_>) -> Result<u8, Trouble> {
+fn answer(command: &Command, reply: &Reply, out: &mut Out<'_>) -> Result<u8, Trouble> {
     match reply {
         Reply::Upgraded(report) => {
             out.show(report, |_| render::report(report))?;
-            return Ok(code_of(report));
+            // Rolled back is what a rollback was asked for.
+            let is_as_asked = matches!(command, Command::Rollback(_)) && report.result == UpgradeResult::RolledBack;
+            return Ok(if is_as_asked { 0 } else { code_of(report) });
         }
         Reply::Started { id } => {
             out.show(&serde_json::json!({ "id": id }), |_| {

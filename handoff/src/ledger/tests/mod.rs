@@ -2,6 +2,7 @@
 
 mod claims;
 mod counting;
+mod golden;
 mod growth;
 mod hostile;
 mod layout;

@@ -255,8 +255,10 @@ fn what_was_changed_outlives_a_worker_an_upgrade_and_a_reload_of_the_same_file()
 
     let killed = scene.proxy.serving_pid();
     send(killed, Signal::SIGKILL).unwrap();
-    until("another worker serves", DEADLINE, || scene.proxy.is_ready() && scene.proxy.serving().is_some());
-    until("it is not the killed one", DEADLINE, || scene.proxy.is_ready() && scene.proxy.serving_pid() != killed);
+    until("another worker serves", DEADLINE, || {
+        let serving = scene.proxy.serving().and_then(|id| scene.proxy.worker_pid(id));
+        serving.is_some_and(|pid| pid != killed)
+    });
     still_changed(&scene, "kill -9 of the worker");
     scene.proxy.upgrade();
     still_changed(&scene, "an upgrade");

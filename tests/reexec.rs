@@ -206,12 +206,13 @@ fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
     // Of the keeper alone, not of its children.
     let traced = proxy.directory().join("traced");
     let mut strace = Command::new(strace);
-    strace.args(["-e", "trace=execve", "-e", "inject=execve:error=ENOMEM", "-o"]).arg(&traced);
+    strace.args(["-e", "trace=execve,epoll_wait", "-e", "inject=execve:error=ENOMEM", "-o"]).arg(&traced);
     let strace = strace.args(["-p", &proxy.keeper_pid().to_string()]).stderr(Stdio::null()).spawn().unwrap();
     let strace = Guarded::new(strace, Signal::SIGTERM);
+    // It is being attached for a while before its first call is seen.
     until("the keeper is traced", DEADLINE, || {
-        let status = fs::read_to_string(format!("/proc/{}/status", proxy.keeper_pid())).unwrap();
-        status.lines().any(|line| line == format!("TracerPid:\t{}", strace.pid()))
+        fs::read_to_string(&traced)
+            .is_ok_and(|calls| calls.lines().filter(|call| call.contains("epoll_wait")).count() > 1)
     });
     let report = upgrade(&proxy, &binaries.path("b"));
     assert_eq!(report["keeper"], "not upgraded: execve: Cannot allocate memory (os error 12)", "{report}");

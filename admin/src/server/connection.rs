@@ -89,6 +89,9 @@ impl Shared {
     }
 }
 
+/// Whoever has connected before the listener stops has so long to ask: the request is on its way.
+const COMING: Duration = Duration::from_millis(500);
+
 /// All that one connection needs.
 pub(super) struct Talk {
     access: Access,
@@ -125,8 +128,17 @@ impl Talk {
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
         );
+        let mut patience = None;
         loop {
-            let deadline = phase.borrow_and_update().deadline(&limits);
+            let now = *phase.borrow_and_update();
+            let mut deadline = now.deadline(&limits);
+            if *stopping.borrow() {
+                let until = *patience.get_or_insert_with(|| Instant::now() + COMING);
+                match now {
+                    Phase::Head { .. } => deadline = deadline.map(|deadline| deadline.min(until)),
+                    _ => connection.as_mut().graceful_shutdown(),
+                }
+            }
             tokio::select! {
                 biased;
                 // An error is the client's: it left, stalled, or spoke something else.
@@ -134,9 +146,6 @@ impl Talk {
                 _ = phase.changed() => {}
                 _ = stopping.wait_for(|stop| *stop), if !*stopping.borrow() => {}
                 () = at(deadline) => return,
-            }
-            if *stopping.borrow() {
-                connection.as_mut().graceful_shutdown();
             }
         }
     }

@@ -141,3 +141,17 @@ async fn stop_lets_a_request_finish_and_closes_the_idle() {
     tokio::join!(closing, watching);
     assert!(!crate::harness::is_there(&socket), "the socket is removed at the end");
 }
+
+#[tokio::test]
+async fn who_connected_before_the_stop_is_answered() {
+    let house = House::open(FakeDoor::new(), Limits { finish: crate::harness::DEADLINE, ..Limits::default() }).await;
+    let mut scraper = house.tcp().await;
+    // By now the server has taken it in.
+    house.assert_serves().await;
+    let asking = async {
+        tokio::task::yield_now().await;
+        scraper.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        assert!(rest(&mut scraper).await.starts_with("HTTP/1.1 200"));
+    };
+    tokio::join!(house.close(), asking);
+}

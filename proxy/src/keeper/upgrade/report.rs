@@ -26,7 +26,9 @@ impl Reports {
         self.0.iter()
     }
 
+    /// In place of an earlier one of the same upgrade: what became of the keeper is known last.
     pub(in super::super) fn keep(&mut self, report: UpgradeReport) {
+        self.0.retain(|known| known.id != report.id);
         if self.0.len() == KEPT {
             self.0.pop_front();
         }

@@ -47,7 +47,7 @@ fn generations(rows: &[GenerationView], style: Style) -> String {
     let row = |g: &GenerationView| {
         let left = g.drain_seconds_left.map_or_else(|| "-".to_owned(), |left| format!("in {}", seconds(left)));
         let sessions = whole_number(g.sessions);
-        let oldest = seconds(g.oldest_session_seconds);
+        let oldest = if g.sessions == 0 { "-".into() } else { seconds(g.oldest_session_seconds) };
         vec![g.id.to_string(), g.state.clone(), g.version.clone(), g.pid.to_string(), sessions, oldest, left]
     };
     table(style, &heads, &[0, 3, 4], rows.iter().map(row))

@@ -58,6 +58,12 @@ impl HandoffError {
         }
     }
 
+    /// Of a word that was to be sent in service: nothing has happened, and the conversation goes on where it was. The reason
+    /// is a lack of this process (of descriptors, of memory), or that it was not the word's turn.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self, Self::OutOfTurn { .. } | Self::Duplicate { .. } | Self::System { .. } | Self::Channel { .. })
+    }
+
     pub(crate) fn channel(step: &'static str, source: ChannelError) -> Self {
         match source {
             ChannelError::Gone => Self::Gone { step },

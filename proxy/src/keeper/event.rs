@@ -67,5 +67,7 @@ pub(super) enum Event {
         report: Box<UpgradeReport>,
         vetted: Result<(), String>,
     },
+    /// A worker could not be told what is in force.
+    Untold,
     Tick,
 }

@@ -35,21 +35,27 @@ pub(super) enum LinkError {
     Gone,
     #[error("the worker did not answer {what} within {} s", .after.as_secs())]
     Deadline { what: &'static str, after: Duration },
+    /// Nothing was sent: a lack of ours, or not the moment. The line lives on.
+    #[error("the worker could not be told {what}: {source}")]
+    Unsent { what: &'static str, source: HandoffError },
     #[error("the worker refused {what}: {why}")]
     Refused { what: &'static str, why: String },
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
+/// The answer, or why the request was not sent.
+type Reply<T> = oneshot::Sender<Result<T, HandoffError>>;
+
 #[derive(Debug)]
 enum Request {
-    Commit(oneshot::Sender<u64>),
-    Stop(oneshot::Sender<u64>),
-    Order(Vec<u8>, oneshot::Sender<Vec<u8>>),
-    Sockets(Vec<(Entry, OwnedFd)>, oneshot::Sender<()>),
-    Segment(u32, OwnedFd, oneshot::Sender<()>),
-    Rest(oneshot::Sender<(OwnedFd, Rest)>),
-    Door(OwnedFd, oneshot::Sender<()>),
+    Commit(Reply<u64>),
+    Stop(Reply<u64>),
+    Order(Vec<u8>, Reply<Vec<u8>>),
+    Sockets(Vec<(Entry, OwnedFd)>, Reply<()>),
+    Segment(u32, OwnedFd, Reply<()>),
+    Rest(Reply<(OwnedFd, Rest)>),
+    Door(OwnedFd, Reply<()>),
 }
 
 /// Longest wait for an answer. A worker's control thread only talks to its data threads, which do not block.
@@ -125,15 +131,12 @@ impl Link {
         self.ask("what is under way", Request::Rest).await
     }
 
-    async fn ask<T>(
-        &self,
-        what: &'static str,
-        request: impl FnOnce(oneshot::Sender<T>) -> Request,
-    ) -> Result<T, LinkError> {
+    async fn ask<T>(&self, what: &'static str, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, LinkError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
             self.requests.send(request(reply)).await.map_err(|_| LinkError::Gone)?;
-            answer.await.map_err(|_| LinkError::Gone)
+            let answer = answer.await.map_err(|_| LinkError::Gone)?;
+            answer.map_err(|source| LinkError::Unsent { what, source })
         };
         timeout(ANSWER, asked).await.map_err(|_| LinkError::Deadline { what, after: ANSWER })?
     }
@@ -143,11 +146,11 @@ impl Link {
 #[derive(Default)]
 struct Open {
     next_order: u64,
-    orders: HashMap<u64, oneshot::Sender<Vec<u8>>>,
-    sockets: Option<oneshot::Sender<()>>,
-    polling: Option<oneshot::Sender<u64>>,
-    stopped: Option<oneshot::Sender<u64>>,
-    rest: Vec<oneshot::Sender<(OwnedFd, Rest)>>,
+    orders: HashMap<u64, Reply<Vec<u8>>>,
+    sockets: Option<Reply<()>>,
+    polling: Option<Reply<u64>>,
+    stopped: Option<Reply<u64>>,
+    rest: Vec<Reply<(OwnedFd, Rest)>>,
 }
 
 struct Line {
@@ -180,70 +183,72 @@ impl Line {
         for waiting in self.open.rest.drain(..) {
             // Without a descriptor to be had, the one who waits hears nothing, which says so.
             if let Ok(fd) = self.predecessor.duplicate() {
-                let _ = waiting.send((fd, rest));
+                let _ = waiting.send(Ok((fd, rest)));
             }
         }
     }
 
-    /// A request the protocol does not allow now is dropped, which its caller sees as `Gone`; the line lives on.
     async fn send(&mut self, request: Request) -> Result<(), HandoffError> {
-        let sent = match request {
+        match request {
             Request::Commit(reply) => {
-                self.open.polling = Some(reply);
-                self.predecessor.send(Down::Commit).await
+                let sent = self.predecessor.send(Down::Commit).await;
+                self.open.polling = settled(sent, reply)?.or(self.open.polling.take());
             }
             Request::Stop(reply) => {
-                self.open.stopped = Some(reply);
-                self.predecessor.send(Down::Stop).await
+                let sent = self.predecessor.send(Down::Stop).await;
+                self.open.stopped = settled(sent, reply)?.or(self.open.stopped.take());
             }
             Request::Order(body, reply) => {
                 self.open.next_order += 1;
                 let id = self.open.next_order;
-                self.open.orders.insert(id, reply);
-                self.predecessor.send(Down::Order { id, body: &body }).await
+                let sent = self.predecessor.send(Down::Order { id, body: &body }).await;
+                self.open.orders.extend(settled(sent, reply)?.map(|reply| (id, reply)));
             }
             Request::Sockets(sockets, reply) => {
-                self.open.sockets = Some(reply);
                 let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
-                self.predecessor.send(Down::Sockets(&borrowed)).await
+                let sent = self.predecessor.send(Down::Sockets(&borrowed)).await;
+                self.open.sockets = settled(sent, reply)?.or(self.open.sockets.take());
             }
-            Request::Door(door, reply) => {
-                let sent = self.predecessor.send(Down::Door(door.as_fd())).await;
-                if sent.is_ok() {
-                    let _ = reply.send(());
-                }
-                sent
-            }
-            Request::Rest(reply) => {
-                self.open.rest.push(reply);
-                Ok(())
-            }
+            Request::Door(door, reply) => done(self.predecessor.send(Down::Door(door.as_fd())).await, reply)?,
             Request::Segment(index, fd, reply) => {
-                let sent = self.predecessor.send(Down::Segment { index, fd: fd.as_fd() }).await;
-                if sent.is_ok() {
-                    let _ = reply.send(());
-                }
-                sent
+                done(self.predecessor.send(Down::Segment { index, fd: fd.as_fd() }).await, reply)?;
             }
-        };
-        match sent {
-            Err(error @ HandoffError::OutOfTurn { .. }) => {
-                tracing::warn!(%error, "request to a worker out of turn");
-                Ok(())
-            }
-            sent => sent,
+            Request::Rest(reply) => self.open.rest.push(reply),
         }
+        Ok(())
     }
+}
+
+/// Who waits for the answer of what was sent. Of what was not sent its caller is told, and the line lives on: a lack of
+/// ours is no reason to lose a worker. `Err`: the line has ended.
+fn settled<T>(sent: Result<(), HandoffError>, reply: Reply<T>) -> Result<Option<Reply<T>>, HandoffError> {
+    match sent {
+        Ok(()) => Ok(Some(reply)),
+        Err(error) if error.is_unsent() => {
+            // A caller that no longer waits has said so to its operator already.
+            let _ = reply.send(Err(error));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// For words that have no answer.
+fn done(sent: Result<(), HandoffError>, reply: Reply<()>) -> Result<(), HandoffError> {
+    if let Some(reply) = settled(sent, reply)? {
+        let _ = reply.send(Ok(()));
+    }
+    Ok(())
 }
 
 impl Open {
     fn answered(&mut self, up: Up) {
         // A caller that no longer waits has said so to its operator already.
         match up {
-            Up::Polling { first_poll_ns } => drop(self.polling.take().map(|reply| reply.send(first_poll_ns))),
-            Up::Stopped { last_poll_ns } => drop(self.stopped.take().map(|reply| reply.send(last_poll_ns))),
-            Up::Answer { id, body } => drop(self.orders.remove(&id).map(|reply| reply.send(body))),
-            Up::SocketsTaken { .. } => drop(self.sockets.take().map(|reply| reply.send(()))),
+            Up::Polling { first_poll_ns } => drop(self.polling.take().map(|reply| reply.send(Ok(first_poll_ns)))),
+            Up::Stopped { last_poll_ns } => drop(self.stopped.take().map(|reply| reply.send(Ok(last_poll_ns)))),
+            Up::Answer { id, body } => drop(self.orders.remove(&id).map(|reply| reply.send(Ok(body)))),
+            Up::SocketsTaken { .. } => drop(self.sockets.take().map(|reply| reply.send(Ok(())))),
             Up::Heartbeat(_) | Up::Notice { .. } => {}
         }
     }

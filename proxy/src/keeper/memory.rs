@@ -1,10 +1,13 @@
 //! What the keeper leaves with its workers, so that another keeper can go on when it dies: doors to knock at, its state, and
 //! in the ledger who serves.
 
+use std::time::Duration;
+
 use handoff::door;
 use handoff::ledger::Noted;
 
 use super::attach::door_of;
+use super::event::Event;
 use super::link::{Link, LinkError};
 use super::owner::Keeper;
 use super::state::KeeperState;
@@ -26,8 +29,20 @@ impl Keeper {
         self.told = Some(state);
         for generation in self.generations.values() {
             let (id, link, order) = (generation.id, generation.link.clone(), order.clone());
-            self.tasks.spawn_local(async move { keep(id, &link, &order).await });
+            let events = self.events.clone();
+            self.tasks.spawn_local(async move {
+                if !keep(id, &link, &order).await {
+                    tokio::time::sleep(AGAIN).await;
+                    // Ends with the keeper.
+                    let _ = events.send(Event::Untold).await;
+                }
+            });
         }
+    }
+
+    /// A worker has not heard what is in force: all are told again.
+    pub(super) fn untold(&mut self) {
+        self.told = None;
     }
 
     /// After a change of who serves: the one who does is told first, so that whoever finds it noted finds with it what is in
@@ -80,7 +95,7 @@ impl Keeper {
         let link = link.clone();
         self.tasks.spawn_local(async move {
             if let Err(error) = link.door(made).await {
-                tracing::debug!(generation, %error, "the worker takes no door");
+                tracing::warn!(generation, %error, "no door: if this keeper dies, another one will not find this worker");
             }
         });
     }
@@ -98,10 +113,22 @@ impl Keeper {
     }
 }
 
-async fn keep(generation: u32, link: &Link, order: &Order) {
+/// `false`: it could not be sent, for a lack that may pass.
+async fn keep(generation: u32, link: &Link, order: &Order) -> bool {
     match link.order("the keeper's state", order).await {
-        Ok(_) | Err(LinkError::Gone) => {}
+        Ok(_) | Err(LinkError::Gone) => true,
+        Err(error @ LinkError::Unsent { .. }) => {
+            tracing::warn!(generation, %error, "a worker does not hold the keeper's state; it is told again");
+            false
+        }
         // One of an earlier version does not know the order.
-        Err(error) => tracing::debug!(generation, %error, "a worker does not hold the keeper's state"),
+        Err(error) => {
+            tracing::debug!(generation, %error, "a worker does not hold the keeper's state");
+            true
+        }
     }
 }
+
+/// Until a lack of descriptors or memory may have passed; a keeper that dies meanwhile is followed by one that knows a little
+/// less.
+const AGAIN: Duration = Duration::from_secs(1);

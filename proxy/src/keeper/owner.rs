@@ -254,6 +254,7 @@ impl Keeper {
             Event::Exited { generation, exit } => self.exited(generation, exit).await,
             Event::Unlinked { generation } => self.unlinked(generation).await,
             Event::StopAccepting => self.stop_accepting().await,
+            Event::Untold => self.untold(),
             Event::Vetted { report, vetted } => self.vetted(*report, vetted),
             Event::Tick => self.tick().await,
         }

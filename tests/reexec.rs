@@ -4,7 +4,7 @@
 mod harness;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,38 +12,14 @@ use std::time::Duration;
 
 use harness::child::{Guarded, Process, send};
 use harness::peer::find;
-use harness::slim::copy;
 use harness::{
-    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, slim, until,
+    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, Twins, twin_of,
+    until,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Two programs that differ in nothing but their bytes.
-struct Binaries {
-    place: tempfile::TempDir,
-}
-
-impl Binaries {
-    fn new() -> Self {
-        let place = tempfile::tempdir().unwrap();
-        for name in ["a", "b"] {
-            let path = place.path().join(name);
-            copy(slim(), &path);
-            // What follows the sections of an ELF file is not looked at.
-            let done =
-                Command::new("sh").arg("-c").arg(r#"printf "$1" >> "$2""#).args(["sh", name]).arg(&path).status();
-            assert!(done.unwrap().success());
-        }
-        Self { place }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.place.path().join(name)
-    }
-}
 
 fn upgrade(proxy: &Proxy, binary: &Path) -> Value {
     let report = proxy.ctl_json(&["upgrade", "--binary", binary.to_str().unwrap()]);
@@ -52,10 +28,9 @@ fn upgrade(proxy: &Proxy, binary: &Path) -> Value {
     report
 }
 
-/// Of the program that the keeper runs, as its name ends.
-fn runs(proxy: &Proxy) -> Vec<u8> {
-    let image = fs::read(format!("/proc/{}/exe", proxy.keeper_pid())).unwrap();
-    image[image.len() - 1..].to_vec()
+/// Which of the twins the keeper runs.
+fn runs(proxy: &Proxy) -> char {
+    twin_of(proxy.keeper_pid())
 }
 
 fn conf(port: &Port, backend: std::net::SocketAddr) -> Conf {
@@ -64,7 +39,7 @@ fn conf(port: &Port, backend: std::net::SocketAddr) -> Conf {
 
 #[test]
 fn same_process_same_sockets_same_figures_under_load() {
-    let (port, backend, binaries) = (Port::reserve(), Seeded::start(), Binaries::new());
+    let (port, backend, binaries) = (Port::reserve(), Seeded::start(), Twins::new());
     let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     let keeper = Process::of(proxy.keeper_pid()).unwrap();
     let mut before = (proxy.metrics(), proxy.status()["keeper"]["uptime_seconds"].as_f64().unwrap());
@@ -74,11 +49,11 @@ fn same_process_same_sockets_same_figures_under_load() {
     for (number, name) in (1..).zip(["b", "a", "b", "b"]) {
         let goal = load.tally().clean + 50;
         until("the load is served", DEADLINE, || load.tally().clean >= goal);
-        let same = runs(&proxy) == name.as_bytes();
+        let same = name.starts_with(runs(&proxy));
         let report = upgrade(&proxy, &binaries.path(name));
         assert_eq!(report["keeper"], if same { "unchanged" } else { "upgraded" }, "{report}");
         assert_eq!((&report["id"], &report["to"]), (&number.into(), &(number + 1).into()), "{report}");
-        assert_eq!(runs(&proxy), name.as_bytes());
+        assert!(name.starts_with(runs(&proxy)));
         assert!(keeper.exists());
         let status = proxy.status();
         assert_eq!(status["pools"][0]["backends"][0]["weight"], 7, "{status}");
@@ -107,7 +82,7 @@ impl Drop for Stopping {
 
 #[test]
 fn f53_who_asks_meanwhile_waits_and_is_answered() {
-    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
     let proxy = Arc::new(Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start());
     let stop = Arc::new(AtomicBool::new(false));
     let askers: Vec<_> = (0..3)
@@ -141,7 +116,7 @@ fn f53_who_asks_meanwhile_waits_and_is_answered() {
 
 #[test]
 fn twenty_upgrades_between_two_binaries_leave_the_keeper_as_it_was() {
-    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
     let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     let census = || {
         until("one generation is left", DEADLINE, || proxy.status()["generations"].as_array().unwrap().len() == 1);
@@ -166,10 +141,10 @@ fn twenty_upgrades_between_two_binaries_leave_the_keeper_as_it_was() {
 
 #[test]
 fn a_crash_afterwards_is_mended_from_the_pinned_binary() {
-    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
     let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     upgrade(&proxy, &binaries.path("b"));
-    fs::remove_dir_all(binaries.place.path()).unwrap();
+    fs::remove_dir_all(binaries.0.path()).unwrap();
     let killed = proxy.serving_pid();
     send(killed, Signal::SIGKILL).unwrap();
     until("another one serves", DEADLINE, || {
@@ -187,7 +162,7 @@ fn a_crash_afterwards_is_mended_from_the_pinned_binary() {
 
 #[test]
 fn it_ends_as_before_and_leaves_nothing() {
-    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
     let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     upgrade(&proxy, &binaries.path("b"));
     proxy.signal(Signal::SIGTERM);
@@ -199,7 +174,7 @@ fn it_ends_as_before_and_leaves_nothing() {
 #[test]
 fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
     let Some(strace) = find("strace") else { return println!("skipped: no strace") };
-    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Binaries::new());
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
     let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     let mut session = Steady::open(port.address());
     let before = Census::of(proxy.keeper_pid()).unwrap();
@@ -217,7 +192,7 @@ fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
     let report = upgrade(&proxy, &binaries.path("b"));
     assert_eq!(report["keeper"], "not upgraded: execve: Cannot allocate memory (os error 12)", "{report}");
     assert!(fs::read_to_string(&traced).unwrap().contains("(INJECTED)"));
-    assert_eq!(runs(&proxy), b"a");
+    assert_eq!(runs(&proxy), 'a');
     session.assert_alive();
     Steady::open(port.address()).assert_alive();
     drop(strace);
@@ -227,7 +202,7 @@ fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
     });
     // The next one succeeds.
     assert_eq!(upgrade(&proxy, &binaries.path("b"))["keeper"], "upgraded");
-    assert_eq!(runs(&proxy), b"b");
+    assert_eq!(runs(&proxy), 'b');
     drop(session);
     until("nothing is left of both", DEADLINE, || {
         proxy.status();

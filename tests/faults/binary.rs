@@ -87,6 +87,7 @@ fn f59_the_file_is_replaced_while_the_new_process_starts() {
         });
         assert!(output.status.success(), "{output:?}");
         fs::remove_file(&gate).unwrap();
+        row.holds_images(2);
         row.cleaned("F59");
         // The path of the last committed upgrade is garbage now.
         row.refuses("F59", &[], &["preflight"], &[&path]);

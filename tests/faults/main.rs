@@ -15,6 +15,7 @@ mod handover;
 mod limits;
 mod listeners;
 mod old;
+mod probation;
 mod row;
 mod signals;
 mod spawn;

@@ -1,34 +1,35 @@
 //! The old generation, or the new one after commit, is killed or stopped. What a killed process carried is lost, and shows
 //! as a reset; nobody else may notice.
 
+use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::harness::child::{Process, children, send};
-use crate::harness::{LongStreams, Pace, Tally, until};
+use crate::harness::{LongStreams, Pace, Tally, Twins, slim, twin_of, until};
 use crate::row::{DEADLINE, Row, moment, rounds};
 
 /// From the command to the end of the drain of short connections.
 const WHOLE: Duration = Duration::from_millis(60);
 const KILLS: u32 = 6;
-const STREAMS: u32 = 5;
-const PACE: Pace = Pace { frame: 500, every: Duration::from_millis(20) };
+pub(crate) const STREAMS: u32 = 5;
+pub(crate) const PACE: Pace = Pace { frame: 500, every: Duration::from_millis(20) };
 
 /// Nothing but resets, and no more of them than sessions that are counted as lost with their worker.
-fn only_lost(row: &Row, tally: &Tally) -> u64 {
+pub(crate) fn only_lost(row: &Row, tally: &Tally) -> u64 {
     let lost = row.proxy.metrics().count("proxyd_sessions_closed_total", &[("reason", "worker_crashed")]);
     assert!(tally.reset <= lost, "{} resets, {lost} sessions lost: {tally:?}", tally.reset);
     tally.reset
 }
 
-fn at_rest_again(row: &Row) {
+pub(crate) fn at_rest_again(row: &Row) {
     until("a worker serves", DEADLINE, || row.proxy.serving().is_some() && row.proxy.is_ready());
     row.cleaned("a kill");
     row.serves_in_spite_of(|tally| only_lost(row, tally));
 }
 
-fn ends(row: Row) {
+pub(crate) fn ends(row: Row) {
     row.ends_with(|tally| assert_eq!(tally.faults(), tally.reset, "{tally:?}"));
 }
 
@@ -73,19 +74,32 @@ fn f12_the_old_worker_is_killed_while_it_drains() {
     row.ends_well();
 }
 
+/// After its probation a new generation is like any other: it is started again from what was pinned for it.
 #[test]
 fn f08_the_new_worker_is_killed_while_the_old_one_drains() {
-    let row = Row::start("F08");
+    let mut row = Row::start("F08");
     for _ in 0..rounds() {
+        let twins = Twins::new();
         let streams = LongStreams::start(row.port.address(), STREAMS, PACE);
         until("the streams flow", DEADLINE, || streams.tally().bytes_down > 10_000);
-        row.proxy.upgrade();
-        send(row.proxy.serving_pid(), Signal::SIGKILL).unwrap();
-        until("a worker serves again", DEADLINE, || row.proxy.serving().is_some() && row.proxy.is_ready());
+        let path = twins.path("b");
+        let report = row.proxy.ctl_json(&["upgrade", "--probation", "200ms", "--binary", path.to_str().unwrap()]);
+        assert_eq!(report["result"], "committed", "{report}");
+        // What lies at the path now is another program.
+        fs::rename(twins.path("a"), &path).unwrap();
+        let killed = row.proxy.serving_pid();
+        send(killed, Signal::SIGKILL).unwrap();
+        until("a worker serves again", DEADLINE, || {
+            row.proxy.serving().and_then(|one| row.proxy.worker_pid(one)).is_some_and(|pid| pid != killed)
+        });
         row.serves_in_spite_of(|tally| only_lost(&row, tally));
+        assert_eq!(twin_of(row.proxy.serving_pid()), 'b', "not what was pinned");
         // Those of the old generation have noticed nothing.
         streams.stop().assert_clean();
+        row.holds_images(2);
         at_rest_again(&row);
+        let report = row.proxy.ctl_json(&["upgrade", "--binary", slim().to_str().unwrap()]);
+        assert_eq!((&report["result"], &report["keeper"]), (&"committed".into(), &"upgraded".into()), "{report}");
     }
     ends(row);
 }

@@ -31,6 +31,8 @@ pub(crate) struct Row {
     load: Load,
     /// Of the keeper, with one generation.
     descriptors: BTreeMap<String, usize>,
+    /// The same, where the binary that it would go back to is another one and held as well.
+    baseline: BTreeMap<String, usize>,
     /// The machine has two cores: one row at a time.
     _alone: MutexGuard<'static, ()>,
 }
@@ -75,7 +77,8 @@ impl Row {
         proxy.upgrade();
         let descriptors = at_rest(&proxy);
         let load = Load::start(port.address(), RATE, Exchange::default());
-        let row = Self { mount: None, proxy, port, backend, dice, load, descriptors, _alone: alone };
+        let baseline = descriptors.clone();
+        let row = Self { mount: None, proxy, port, backend, dice, load, descriptors, baseline, _alone: alone };
         row.serves();
         row
     }
@@ -146,15 +149,21 @@ impl Row {
         self.serves();
     }
 
+    /// After an upgrade to another binary, or back from one: of this one and of the one before an image is held.
+    pub(crate) fn holds_images(&mut self, count: usize) {
+        self.baseline = self.descriptors.clone();
+        *self.baseline.get_mut("memfd").unwrap() += count - 1;
+    }
+
     /// One worker, no zombie, and every descriptor given back.
     pub(crate) fn cleaned(&self, what: &str) {
         let keeper = self.proxy.keeper_pid();
         let mut last = Census::default();
         let clean = || {
             last = Census::of(keeper).unwrap();
-            children(keeper).len() == 1 && last.zombies == 0 && last.descriptors == self.descriptors
+            children(keeper).len() == 1 && last.zombies == 0 && last.descriptors == self.baseline
         };
-        let left = format!("nothing is left of the attempt ({what}): {:?}", self.descriptors);
+        let left = format!("nothing is left of the attempt ({what}): {:?}", self.baseline);
         until(&left, DEADLINE, clean);
     }
 

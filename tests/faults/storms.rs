@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Census, until};
+use crate::harness::{Census, Twins, twin_of, until};
 use crate::row::{DEADLINE, Row};
 
 /// KiB that the keeper may grow by in the whole storm: what one upgrade kept would be many times that.
@@ -13,13 +13,15 @@ const WARM_UP: u32 = 5;
 
 struct Storm {
     upgrades: u32,
+    /// Between two binaries, with a new keeper each.
+    turns: u32,
     paced: Duration,
 }
 
 fn storm() -> Storm {
     match std::env::var("PROXYD_LONG").as_deref() {
-        Ok("1") => Storm { upgrades: 1_000, paced: Duration::from_secs(300) },
-        _ => Storm { upgrades: 30, paced: Duration::from_secs(2) },
+        Ok("1") => Storm { upgrades: 1_000, turns: 200, paced: Duration::from_secs(300) },
+        _ => Storm { upgrades: 30, turns: 20, paced: Duration::from_secs(2) },
     }
 }
 
@@ -53,5 +55,27 @@ fn f34_upgrade_storms() {
     println!("F34: {} + {paced} upgrades, keeper {:?} -> {:?}", storm.upgrades, before.memory, after.memory);
     assert!(after.memory.private <= before.memory.private + GROWTH, "{:?} after {:?}", after.memory, before.memory);
     until("no thread is left over", DEADLINE, || Census::of(row.proxy.keeper_pid()).unwrap().threads <= before.threads);
+    row.ends_well();
+}
+
+/// To and fro between two binaries: the keeper becomes a new one each time.
+#[test]
+fn f34_a_storm_of_keepers() {
+    let (mut row, twins) = (Row::start("F34"), Twins::new());
+    row.holds_images(2);
+    let turn = |name| {
+        let report = row.proxy.ctl_json(&["upgrade", "--binary", twins.path(name).to_str().unwrap()]);
+        assert_eq!((&report["result"], &report["keeper"]), (&"committed".into(), &"upgraded".into()), "{report}");
+        assert!(name.starts_with(twin_of(row.proxy.keeper_pid())));
+    };
+    let storm = storm();
+    ["a", "b"].iter().cycle().take(WARM_UP as usize).for_each(|name| turn(name));
+    let before = census(&row);
+    // The last one was an `a`.
+    ["b", "a"].iter().cycle().take(storm.turns as usize).for_each(|name| turn(name));
+    row.serves();
+    let after = census(&row);
+    println!("F34: {} keepers, {:?} -> {:?}", storm.turns, before.memory, after.memory);
+    assert!(after.memory.private <= before.memory.private + GROWTH, "{:?} after {:?}", after.memory, before.memory);
     row.ends_well();
 }

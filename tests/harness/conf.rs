@@ -11,6 +11,7 @@ use super::port::Port;
 #[derive(Debug, Clone, Default)]
 pub struct Conf {
     sections: Vec<(String, String)>,
+    is_old: bool,
 }
 
 impl Conf {
@@ -39,6 +40,12 @@ impl Conf {
         self
     }
 
+    /// Without the keys that are filled in and that the first version did not know.
+    #[must_use]
+    pub fn for_any_version(self) -> Self {
+        Self { is_old: true, ..self }
+    }
+
     /// `bind` as an operator writes it.
     #[must_use]
     pub fn listener(self, name: &str, bind: &str, pool: &str) -> Self {
@@ -57,8 +64,8 @@ impl Conf {
             .clone()
             .default_key("runtime", "state_dir", &format!("{state_dir:?}"))
             .default_key("runtime", "threads", "2")
-            .default_key("upgrade", "probation", "\"0s\"")
             .default_key("admin", "listen", &format!("\"{admin}\""));
+        let whole = if self.is_old { whole } else { whole.default_key("upgrade", "probation", "\"0s\"") };
         whole.sections.iter().fold(String::new(), |mut text, (name, lines)| {
             write!(text, "[{name}]\n{lines}\n").expect("a string takes all");
             text

@@ -39,7 +39,7 @@ pub use metrics::Metrics;
 pub use peer::peer;
 pub use port::Port;
 pub use proxy::{Exited, Proxy, Starter};
-pub use slim::slim;
+pub use slim::{Twins, slim, twin_of};
 pub use steady::Steady;
 pub use tally::{Fault, Tally};
 pub use target::Target;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use tempfile::TempDir;
+
 use super::peer::find;
 use super::proxy::PROXYD;
 
@@ -33,4 +35,40 @@ fn stripped(strip: &Path) -> Option<PathBuf> {
 pub fn copy(from: &Path, to: &Path) {
     let done = Command::new("cp").arg("-p").arg(from).arg(to).status().expect("cp can be executed");
     assert!(done.success(), "cp {} {}: {done}", from.display(), to.display());
+}
+
+/// Programs that differ in nothing but their bytes: to upgrade from one to another is to upgrade the keeper too.
+#[derive(Debug)]
+pub struct Twins(pub TempDir);
+
+impl Twins {
+    pub fn new() -> Self {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        for name in ["a", "b"] {
+            let path = place.path().join(name);
+            copy(slim(), &path);
+            // What follows the sections of an ELF file is not looked at.
+            let append = ["-c", r#"printf "$1" >> "$2""#, "sh", name];
+            let done = Command::new("sh").args(append).arg(&path).status().expect("sh can be executed");
+            assert!(done.success(), "{}: {done}", path.display());
+        }
+        Self(place)
+    }
+
+    /// `a` or `b`.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+impl Default for Twins {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Which of the twins a process runs: the last byte of its image.
+pub fn twin_of(pid: u32) -> char {
+    let image = fs::read(format!("/proc/{pid}/exe")).expect("the process lives");
+    image.last().copied().map_or(' ', char::from)
 }

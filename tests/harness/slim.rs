@@ -20,7 +20,9 @@ pub fn slim() -> &'static Path {
 /// Kept beside the build; made anew when the build is newer. Another test program may do the same at the same time: each
 /// makes its own and renames it, so that nobody executes a file that is being written.
 fn stripped(strip: &Path) -> Option<PathBuf> {
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("proxyd-slim");
+    // The directory is the same for all profiles.
+    let profile = Path::new(PROXYD).parent()?.file_name()?.to_str()?;
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("proxyd-slim-{profile}"));
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     if modified(&kept) > modified(Path::new(PROXYD)) {
         return Some(kept);

@@ -1,0 +1,95 @@
+//! How long an upgrade takes, and what those who connect notice of it: `cargo bench --bench upgrade_time`. Writes
+//! `docs/upgrade-times.md`.
+//!
+//! Each upgrade goes to another binary (the same program with other bytes), so that all of it is made: the file is copied
+//! and asked, and afterwards the keeper becomes the new version as well.
+
+#[path = "../../tests/harness/mod.rs"]
+mod harness;
+
+mod latency;
+mod page;
+mod timed;
+
+use std::path::Path;
+use std::time::Duration;
+
+use harness::{Conf, Port, Proxy, Starter, Tagged, Twins, until};
+use latency::{Clients, Windows};
+use page::Page;
+use timed::Timed;
+
+/// Of which the median counts.
+const UPGRADES: usize = 20;
+const DEADLINE: Duration = Duration::from_secs(30);
+/// New connections a second.
+const RATE: u32 = 500;
+
+fn main() {
+    raise_descriptor_limit();
+    let twins = Twins::new();
+    let load = page::load_average();
+    let times = [1, 1_000].map(|listeners| (listeners, times(&twins, listeners)));
+    let windows = windows(&twins);
+    let text = Page { size: size_of(&twins), load, times: &times, windows: &windows }.text();
+    println!("{text}");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/upgrade-times.md");
+    std::fs::write(&page, text).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+}
+
+/// The two binaries in turn, beginning with the one that does not run.
+fn turns<'a>(twins: &'a Twins) -> impl Iterator<Item = std::path::PathBuf> + 'a {
+    ["b", "a"].iter().cycle().map(|name| twins.path(name))
+}
+
+/// Nobody connects: only the time counts.
+fn times(twins: &Twins, listeners: u16) -> Vec<Timed> {
+    let backend = Tagged::start("bench");
+    let ports = Port::reserve_long_range(listeners);
+    let bind = match (&ports[0], &ports[ports.len() - 1]) {
+        (first, last) if listeners > 1 => format!("{first}-{}", last.number()),
+        (only, _) => only.to_string(),
+    };
+    let conf = Conf::new().listener("main", &bind, "pool").pool("pool", &[backend.address()]);
+    let proxy = Starter::with_binary(&conf, &twins.path("a")).start();
+    turns(twins).take(UPGRADES).map(|binary| one(&proxy, &binary)).collect()
+}
+
+fn one(proxy: &Proxy, binary: &Path) -> Timed {
+    let timed = Timed::upgrade(proxy, binary);
+    until("one generation is left", DEADLINE, || {
+        proxy.status()["generations"].as_array().is_some_and(|generations| generations.len() == 1)
+    });
+    eprintln!("{timed:?}");
+    timed
+}
+
+/// Those who connect, in a quiet second and in the one around an upgrade.
+fn windows(twins: &Twins) -> Windows {
+    let (port, backend) = (Port::reserve(), Tagged::start("bench"));
+    let proxy = Starter::with_binary(&Conf::simple(&port, &[backend.address()]), &twins.path("a")).start();
+    let clients = Clients::start(port.address(), RATE);
+    let mut windows = Windows::default();
+    for binary in turns(twins).take(UPGRADES) {
+        windows.add_quiet(clients.second(|| ()));
+        windows.add_upgrade(clients.second(|| {
+            Timed::upgrade(&proxy, &binary);
+        }));
+        until("one generation is left", DEADLINE, || {
+            proxy.status()["generations"].as_array().is_some_and(|generations| generations.len() == 1)
+        });
+    }
+    windows
+}
+
+fn size_of(twins: &Twins) -> u64 {
+    std::fs::metadata(twins.path("a")).map_or(0, |file| file.len())
+}
+
+/// A thousand reserved ports, and as many listeners handed from process to process.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a soft limit may be raised to the hard one");
+    }
+}

@@ -19,6 +19,9 @@ pub struct Limits {
     pub followers: usize,
     /// Without news for so long a follower gets an empty line: it sees that the keeper is there, the keeper that it is.
     pub quiet: Duration,
+    /// For a request that has not come whole when the listener stops; of one that has connected a moment ago, for all of it.
+    /// A client sends it at once, so that it is on its way; one that says nothing must not hold up the keeper.
+    pub fresh: Duration,
     /// For requests under way when the listener stops.
     pub finish: Duration,
 }
@@ -33,6 +36,7 @@ impl Default for Limits {
             connections: 64,
             followers: 32,
             quiet: Duration::from_secs(5),
+            fresh: Duration::from_millis(200),
             finish: Duration::from_secs(2),
         }
     }

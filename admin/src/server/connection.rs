@@ -89,9 +89,6 @@ impl Shared {
     }
 }
 
-/// Whoever has connected before the listener stops has so long to ask: the request is on its way.
-const COMING: Duration = Duration::from_millis(500);
-
 /// All that one connection needs.
 pub(super) struct Talk {
     access: Access,
@@ -110,7 +107,7 @@ impl Talk {
         self.shared.phase.subscribe()
     }
 
-    /// Serves until the client leaves, breaks a limit, or `stopping` and the request under way is answered.
+    /// Serves until the client leaves, breaks a limit, or `stopping` and the request under way, or about to come, is answered.
     pub(super) async fn run<S>(self, stream: S, mut stopping: watch::Receiver<bool>)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -128,24 +125,25 @@ impl Talk {
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
         );
-        let mut patience = None;
+        // Once the listener has stopped: how long a head may still come.
+        let mut last_call = None;
         loop {
             let now = *phase.borrow_and_update();
-            let mut deadline = now.deadline(&limits);
             if *stopping.borrow() {
-                let until = *patience.get_or_insert_with(|| Instant::now() + COMING);
-                match now {
-                    Phase::Head { .. } => deadline = deadline.map(|deadline| deadline.min(until)),
-                    _ => connection.as_mut().graceful_shutdown(),
-                }
+                last_call.get_or_insert_with(|| Instant::now() + limits.fresh);
+            }
+            let coming = last_call.filter(|end| matches!(now, Phase::Head { .. }) && Instant::now() < *end);
+            if last_call.is_some() && coming.is_none() {
+                connection.as_mut().graceful_shutdown();
             }
             tokio::select! {
                 biased;
                 // An error is the client's: it left, stalled, or spoke something else.
                 _ = connection.as_mut() => return,
                 _ = phase.changed() => {}
-                _ = stopping.wait_for(|stop| *stop), if !*stopping.borrow() => {}
-                () = at(deadline) => return,
+                _ = stopping.wait_for(|stop| *stop), if last_call.is_none() => {}
+                () = at(coming) => {}
+                () = at(now.deadline(&limits)) => return,
             }
         }
     }

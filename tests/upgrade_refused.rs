@@ -239,6 +239,26 @@ fn a_wrong_configuration_is_refused_with_its_position() {
     bench.upgrades();
 }
 
+/// It has the number that the refused one was to have: what is left of that is cleared away, and nothing else.
+#[test]
+fn the_generation_after_a_refused_one_keeps_its_sessions_in_the_ledger() {
+    let bench = Bench::start();
+    for round in 1..=4 {
+        assert_eq!(bench.proxy.ctl(&["upgrade", "--binary", "/bin/true"]).status.code(), Some(1));
+        let upgraded = bench.proxy.ctl(&["upgrade", "--probation", "0s"]);
+        assert!(upgraded.status.success(), "{upgraded:?}");
+        let mut session = Steady::open(bench.port.address());
+        // What is dead is cleared away every 500 ms.
+        let moment = Instant::now() + Duration::from_millis(1200);
+        until("what is dead was cleared away", DEADLINE, || Instant::now() >= moment);
+        let status = bench.proxy.status();
+        let generations = status["generations"].as_array().unwrap();
+        let serving = generations.iter().find(|one| one["state"] == "serving").unwrap();
+        assert_eq!((&serving["id"], &serving["sessions"]), (&(round + 1).into(), &1.into()), "round {round}: {status}");
+        session.assert_alive();
+    }
+}
+
 #[test]
 fn an_added_port_that_is_taken_refuses_the_upgrade_and_leaves_no_socket_behind() {
     let mut bench = Bench::start();

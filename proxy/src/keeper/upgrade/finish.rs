@@ -116,7 +116,8 @@ impl Keeper {
         upgrade.step = step;
         if let Some(task) = upgrade.task.take() {
             task.abort();
-            self.stillborn.push(upgrade.to);
+            // Before it is spawned its number is not taken: the next generation will have it, and must not be buried.
+            self.stillborn.extend(Some(upgrade.to).filter(|to| *to <= self.last_generation));
         }
         let added = upgrade.next.take().map(|next| next.added).unwrap_or_default();
         self.nascent = None;

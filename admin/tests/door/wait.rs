@@ -114,7 +114,7 @@ fn what_drains_is_gone_with_a_keeper_that_was_ending() {
 }
 
 #[test]
-fn an_upgrade_that_was_rolled_back_is_exit_6_but_not_for_who_asked_for_that() {
+fn rolled_back_is_exit_6_unless_it_was_asked_for() {
     let rolled_back = Line::Done(Reply::Upgraded(report(UpgradeResult::RolledBack)));
     let lodge = Lodge::open(FakeDoor::new().answers([step("probation"), rolled_back]));
     let answer = ask(&lodge, "rollback --probation 2s");

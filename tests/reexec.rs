@@ -4,20 +4,21 @@
 mod harness;
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use harness::child::{Guarded, Process, send};
+use harness::child::{Guarded, Process, send, wait_exit};
 use harness::peer::find;
 use harness::{
-    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, Twins, twin_of,
+    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, Twins, ask, twin_of,
     until,
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -168,6 +169,45 @@ fn it_ends_as_before_and_leaves_nothing() {
     proxy.signal(Signal::SIGTERM);
     assert!(proxy.wait_exit(DEADLINE).success());
     assert!(!proxy.socket().exists());
+}
+
+/// An upgrade to another binary that only the test ends, on its probation.
+fn on_probation(proxy: &Proxy, binary: &Path) -> Guarded {
+    let mut command =
+        proxy.ctl_command(&["--json", "upgrade", "--probation", "60s", "--binary", binary.to_str().unwrap()]);
+    let caller = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    until("it is on probation", DEADLINE, || proxy.status()["upgrade"]["step"] == "probation");
+    Guarded::new(caller, Signal::SIGKILL)
+}
+
+#[test]
+fn a_shutdown_leaves_no_time_to_become_the_new_version_and_the_caller_is_told() {
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
+    let mut caller = on_probation(&proxy, &binaries.path("b"));
+    proxy.signal(Signal::SIGTERM);
+    assert!(proxy.wait_exit(DEADLINE).success());
+    let status = wait_exit(caller.inner(), "proxyctl", DEADLINE);
+    let mut said = String::new();
+    caller.inner().stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(0), "{said}");
+    let report: Value = serde_json::from_str(said.trim().lines().last().unwrap()).unwrap();
+    assert_eq!(report["keeper"], "not upgraded: proxyd is shutting down", "{report}");
+    assert!(!proxy.stderr().contains("the keeper becomes the new version"), "{}", proxy.stderr());
+}
+
+/// What will be known only after it must not be told before.
+#[test]
+fn who_waits_for_a_report_is_sent_to_the_next_image_too() {
+    let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
+    let conf = Conf::simple(&port, &[backend.address()]).with("upgrade", "probation = \"2s\"");
+    let proxy = Starter::with_binary(&conf, &binaries.path("a")).start();
+    let started = proxy.ctl_json(&["upgrade", "--no-wait", "--binary", binaries.path("b").to_str().unwrap()]);
+    let told = ask(&proxy.socket(), &json!({"verb": "report", "id": started["id"]}));
+    assert_eq!(told.last().unwrap(), &json!({"line": "reconnect", "upgrade": started["id"]}), "{told:?}");
+    until("it has become the new version", DEADLINE, || runs(&proxy) == 'b');
+    let told = ask(&proxy.socket(), &json!({"verb": "report", "id": started["id"]}));
+    assert_eq!(told.last().unwrap()["keeper"], "upgraded", "{told:?}");
 }
 
 /// `execve` itself fails: everything that was prepared for it is taken back.

@@ -1,6 +1,6 @@
 //! What the owner loop hears.
 
-use admin::command::{Command, Line, UpgradeReport};
+use admin::command::{Command, Line};
 use tokio::sync::mpsc;
 
 use super::next::{Next, NotNext};
@@ -64,7 +64,7 @@ pub(super) enum Event {
     StopAccepting,
     /// The new binary was shown the keeper's state, and says whether it can go on from there.
     Vetted {
-        report: Box<UpgradeReport>,
+        upgrade: u64,
         vetted: Result<(), String>,
     },
     /// A worker could not be told what is in force.

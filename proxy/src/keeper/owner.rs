@@ -190,7 +190,6 @@ impl Keeper {
 
     /// Until the service ends, or the keeper is to be replaced.
     pub(super) async fn run(&mut self, inbox: &mut mpsc::Receiver<Event>) -> Ended {
-        self.start_worker();
         loop {
             let Some(event) = inbox.recv().await else { return Ended::Over(Ok(())) };
             if let Some(over) = self.turn(event).await {
@@ -255,7 +254,7 @@ impl Keeper {
             Event::Unlinked { generation } => self.unlinked(generation).await,
             Event::StopAccepting => self.stop_accepting().await,
             Event::Untold => self.untold(),
-            Event::Vetted { report, vetted } => self.vetted(*report, vetted),
+            Event::Vetted { upgrade, vetted } => self.vetted(upgrade, vetted),
             Event::Tick => self.tick().await,
         }
     }

@@ -50,17 +50,29 @@ impl Keeper {
             return self
                 .not_replaced(report, "it holds more than a keeper does (the demo's backends); restart it for that");
         }
+        if let Err(why) = self.may_be_replaced() {
+            return self.not_replaced(report, why);
+        }
+        let Some(upgrade) = &mut self.upgrade else { return };
+        let id = upgrade.id;
+        upgrade.vetting = Some(report);
         let (state, _) = self.state();
         let (links, pinned, reaper) = (self.links(), self.pinned.clone(), self.reaper.clone());
-        let upgrade = report.id;
-        self.later(async move {
-            Event::Vetted { report: Box::new(report), vetted: vet(upgrade, state, links, &pinned, &reaper).await }
-        });
+        self.later(async move { Event::Vetted { upgrade: id, vetted: vet(id, state, links, &pinned, &reaper).await } });
+    }
+
+    /// A shutdown does not wait for the answer of the new binary.
+    pub(super) fn stop_vetting(&mut self) {
+        if let Some(report) = self.upgrade.as_mut().and_then(|upgrade| upgrade.vetting.take()) {
+            self.not_replaced(report, "proxyd is shutting down");
+        }
     }
 
     /// The new binary has said whether it can go on from here.
-    pub(super) fn vetted(&mut self, mut report: UpgradeReport, vetted: Result<(), String>) {
-        if let Err(why) = vetted {
+    pub(super) fn vetted(&mut self, id: u64, vetted: Result<(), String>) {
+        let asked = self.upgrade.as_mut().filter(|upgrade| upgrade.id == id);
+        let Some(mut report) = asked.and_then(|upgrade| upgrade.vetting.take()) else { return };
+        if let Err(why) = vetted.and_then(|()| self.may_be_replaced().map_err(str::to_owned)) {
             return self.not_replaced(report, &why);
         }
         report.keeper = "upgraded".into();

@@ -150,6 +150,8 @@ impl Service {
     }
 
     async fn serve(mut self) -> Result<(), RunError> {
+        // Once: after a replacement that failed, one that is on its way is not begun anew.
+        self.keeper.start_worker();
         let ended = loop {
             let Ended::Over(ended) = self.keeper.run(&mut self.inbox).await else {
                 let lines = self.dropped_before + self.log.dropped().dropped_lines() as u64;

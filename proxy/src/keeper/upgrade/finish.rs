@@ -139,9 +139,13 @@ impl Keeper {
         let Some(upgrade) = self.upgrade.take() else { return };
         let took = upgrade.step_started.elapsed().as_secs_f64();
         self.tally.step(upgrade.step, took);
+        let answer = match &line {
+            Line::Reconnect { .. } => line.clone(),
+            _ => self.reports.answer(Some(upgrade.id)),
+        };
         Self::tell(&upgrade.caller, line);
         for follower in &upgrade.followers {
-            Self::tell(follower, self.reports.answer(Some(upgrade.id)));
+            Self::tell(follower, answer.clone());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use admin::command::{self, Failure, Line, Reply};
+use admin::command::{self, Failure, Line, Reply, UpgradeReport};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -58,6 +58,8 @@ pub(super) struct Upgrade {
     next: Option<Pending>,
     /// From the commit to the end of the probation.
     pub(super) trial: Option<Trial>,
+    /// Committed, while the new binary is asked whether it can go on as the keeper.
+    pub(super) vetting: Option<UpgradeReport>,
 }
 
 /// What takes effect at commit.
@@ -136,6 +138,7 @@ impl Keeper {
             forced: 0,
             next: None,
             trial: None,
+            vetting: None,
         };
         if asked.no_wait {
             Self::tell(&upgrade.caller.take(), Line::Done(Reply::Started { id }));
@@ -226,11 +229,13 @@ impl Keeper {
 
     /// Ends what is under way as it can be ended: cancelled before the commit, brought to its end after it.
     pub(super) async fn end_upgrade_for_shutdown(&mut self) {
+        // First: a keeper that ends does not begin to become another.
+        self.standing = Standing::ShuttingDown;
         match self.trial() {
             Some(_) => self.finish_probation().await,
             None => self.abandon_upgrade("proxyd is shutting down"),
         }
-        self.standing = Standing::ShuttingDown;
+        self.stop_vetting();
     }
 }
 

@@ -26,9 +26,9 @@ impl Reports {
         self.0.iter()
     }
 
-    /// In place of an earlier one of the same upgrade: what became of the keeper is known last.
+    /// In the place of an earlier one of the same upgrade: what was to become of the keeper may have come otherwise.
     pub(in super::super) fn keep(&mut self, report: UpgradeReport) {
-        self.0.retain(|known| known.id != report.id);
+        self.0.retain(|kept| kept.id != report.id);
         if self.0.len() == KEPT {
             self.0.pop_front();
         }

@@ -31,6 +31,7 @@ mod reload;
 mod restart;
 mod resume;
 mod run;
+mod show;
 mod shutdown;
 mod sockets;
 mod spawn;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use admin::view::{ConfigView, UpgradeView};
+use admin::view::ConfigView;
 use arc_swap::ArcSwap;
 use handoff::ledger::{Ledger, LedgerError, Writer};
 use rustix::process::Signal;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
 use super::event::{Caller, Event};
-use super::generation::{Generation, State};
+use super::generation::Generation;
 use super::heard::Watch;
 use super::next::Loaded;
 use super::notify::Notify;
@@ -30,7 +30,7 @@ use super::state::KeeperState;
 use super::upgrade::{Nascent, Previous, Reports, SILENCE, Upgrade};
 use crate::config::Config;
 use crate::observe::events::{Events, Happened};
-use crate::observe::scene::{GenerationScene, ListenerScene, Scene, Standing};
+use crate::observe::scene::{Scene, Standing};
 use crate::observe::tally::Tally;
 
 /// What a keeper is made of.
@@ -112,7 +112,7 @@ pub(super) struct Keeper {
     pub ended: Option<Result<(), RunError>>,
     pub greeting: Option<String>,
     pub started: Instant,
-    scene: SharedScene,
+    pub(super) scene: SharedScene,
 }
 
 impl Keeper {
@@ -379,86 +379,6 @@ impl Keeper {
             self.close_door(generation.id);
         }
         self.sockets.close_all();
-    }
-
-    pub(super) fn publish(&self) {
-        self.scene.store(Arc::new(Scene {
-            version: crate::version::VERSION,
-            started: self.started,
-            standing: self.standing,
-            generations: self.generation_scenes(),
-            listeners: self.listener_scenes(),
-            pools: self.pools.all().cloned().collect(),
-            config: ConfigView {
-                path: self.loaded.path.display().to_string(),
-                version: self.config_version,
-                sha256: self.loaded.sha256.clone(),
-                pending: self.pending.is_some(),
-            },
-            upgrade: self.upgrade.as_ref().map(|upgrade| UpgradeView {
-                id: upgrade.id,
-                step: upgrade.step.into(),
-                step_seconds: upgrade.step_started.elapsed().as_secs_f64(),
-                from: upgrade.from,
-                to: upgrade.to,
-            }),
-            segments: self.ledger.segments().to_vec(),
-        }));
-    }
-
-    fn generation_scenes(&self) -> Vec<GenerationScene> {
-        let now = tokio::time::Instant::now();
-        let silence = |generation: &Generation| {
-            generation.silent.then(|| self.watch.silence(&generation.link.heard(), now).as_secs_f64())
-        };
-        let scene = |generation: &Generation| GenerationScene {
-            id: generation.id,
-            pid: generation.process.pid,
-            version: generation.version.clone(),
-            build: generation.build.clone(),
-            sha256: generation.sha256.clone(),
-            state: generation.state.to_string(),
-            drained: generation.deadline.map(|deadline| deadline.drained.into_std()),
-            silent_seconds: silence(generation),
-        };
-        let nascent = self.nascent.iter().filter(|nascent| nascent.pid != 0).map(|nascent| GenerationScene {
-            id: nascent.id,
-            pid: nascent.pid,
-            version: nascent.pinned.version.clone(),
-            build: nascent.pinned.build.clone(),
-            sha256: nascent.pinned.sha256.clone(),
-            state: State::Starting.to_string(),
-            drained: None,
-            silent_seconds: None,
-        });
-        self.generations.values().map(scene).chain(nascent).collect()
-    }
-
-    fn listener_scenes(&self) -> Vec<ListenerScene> {
-        let listeners = self.config().listeners.iter();
-        listeners
-            .map(|(name, listener)| ListenerScene {
-                name: name.clone(),
-                bind: listener.bind.iter().map(ToString::to_string).collect(),
-                pool: self.pools.route(name).unwrap_or(&listener.pool).into(),
-            })
-            .collect()
-    }
-
-    /// Sessions a generation has now.
-    pub(super) fn sessions_of(&self, generation: u32) -> u64 {
-        let live = handoff::ledger::sessions(self.ledger.segments());
-        live.iter().filter(|session| session.generation == generation).count() as u64
-    }
-
-    /// "generation 3 still serving 120 sessions": what is true after something failed.
-    pub(super) fn still_serving(&self) -> String {
-        match self.serving_generation() {
-            Some(Generation { id, state: State::Serving, .. }) => {
-                format!("generation {id} still serving {} sessions", self.sessions_of(*id))
-            }
-            _ => "no generation is serving; connections wait in the backlog".into(),
-        }
     }
 }
 

@@ -19,9 +19,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::drain::DrainOrder;
 use super::plane::{Plane, PlaneError};
-use crate::config::OnKeeperDeath;
 use crate::config::order::{Answer, Order, Purpose, Scope};
 use crate::config::plan::Plan;
+use crate::config::{Drain, OnKeeperDeath};
 use crate::observe::log;
 use crate::observe::reason::{Cause, Reason};
 use crate::session::{self, Ending};
@@ -70,7 +70,7 @@ async fn work() -> Result<(), WorkerError> {
     let mut plane = Plane::start(plan.clone(), generation, std::mem::take(&mut segments))?;
     plane.apply(plan, sockets.into_iter().map(|(entry, fd)| (entry.id, fd)).collect()).await?;
     successor.ready().await?;
-    let mut control = Control::new(generation, plane);
+    let mut control = Control::new(generation, plane, drain);
     loop {
         let Err(error) = control.follow(&mut successor).await else { return Ok(()) };
         tracing::warn!(%error, "the keeper is gone, or cannot be understood");
@@ -79,7 +79,7 @@ async fn work() -> Result<(), WorkerError> {
         if on_keeper_death == OnKeeperDeath::Exit {
             return Ok(());
         }
-        successor = match control.orphaned(drain, &mut terminate).await {
+        successor = match control.orphaned(&mut terminate).await {
             Some(adopted) => adopted,
             None => return Ok(()),
         };
@@ -126,12 +126,14 @@ pub(super) struct Control {
     pub(super) door: Option<Door>,
     /// Held for that one.
     pub(super) state: Option<String>,
+    /// For a drain without a keeper: as the plan in force says.
+    pub(super) drain: Drain,
 }
 
 impl Control {
-    fn new(generation: u32, plane: Plane) -> Self {
+    fn new(generation: u32, plane: Plane, drain: Drain) -> Self {
         let (finishing, served, arriving) = (false, false, Vec::new());
-        Self { generation, plane, finishing, served, arriving, probes: JoinSet::new(), door: None, state: None }
+        Self { generation, plane, finishing, served, arriving, probes: JoinSet::new(), door: None, state: None, drain }
     }
 
     /// Follows orders until the work is done (`Ok`) or the keeper is gone.
@@ -218,10 +220,16 @@ impl Control {
                 self.probes.spawn(async move { (id, Answer::Probed { unreachable: probe.await }) });
                 return None;
             }
-            Order::Apply { plan } => match self.plane.apply(*plan, std::mem::take(&mut self.arriving)).await {
-                Ok(()) => Answer::Done,
-                Err(error) => Answer::Refused { why: error.to_string() },
-            },
+            Order::Apply { plan } => {
+                let drain = plan.drain;
+                match self.plane.apply(*plan, std::mem::take(&mut self.arriving)).await {
+                    Ok(()) => {
+                        self.drain = drain;
+                        Answer::Done
+                    }
+                    Err(error) => Answer::Refused { why: error.to_string() },
+                }
+            }
             Order::Close { ids, purpose, how } => {
                 let (reason, cause) = words(purpose);
                 Answer::Closed { sessions: self.plane.close(ids, Ending { reason, cause, how }).await }

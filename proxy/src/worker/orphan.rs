@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::control::{Control, words};
 use super::drain::DrainOrder;
 use super::plane::PlaneError;
-use crate::config::Drain;
 use crate::config::order::{Orphan, Purpose};
 use crate::session;
 
@@ -24,7 +23,7 @@ const OFFER: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Until another keeper has taken it on, or its last session has ended.
-    pub(super) async fn orphaned(&mut self, drain: Drain, terminate: &mut Signal) -> Option<Successor> {
+    pub(super) async fn orphaned(&mut self, terminate: &mut Signal) -> Option<Successor> {
         if !self.finishing {
             tracing::warn!("serving on without a keeper; TERM drains");
         }
@@ -42,7 +41,7 @@ impl Control {
                     Err(error) => tracing::warn!(%error, "another keeper came, and did not take this worker on"),
                 },
                 Some(()) = terminate.recv(), if !self.finishing => {
-                    if let Err(error) = self.drain_alone(drain).await {
+                    if let Err(error) = self.drain_alone().await {
                         tracing::error!(%error, "a data thread does not answer");
                         return None;
                     }
@@ -53,7 +52,8 @@ impl Control {
     }
 
     /// What a keeper would order at a shutdown.
-    async fn drain_alone(&mut self, drain: Drain) -> Result<(), PlaneError> {
+    async fn drain_alone(&mut self) -> Result<(), PlaneError> {
+        let drain = self.drain;
         let (reason, cause) = words(Purpose::Shutdown);
         self.plane.stop().await?;
         self.plane.close_listeners();

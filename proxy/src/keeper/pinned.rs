@@ -84,8 +84,9 @@ impl Pinned {
 
     /// An image that an earlier keeper had pinned.
     pub(super) fn again(image: OwnedFd, path: PathBuf, sha256: String, version: String, build: String) -> Self {
-        let in_place = rustix::fs::fcntl_getfl(&image).is_ok_and(|flags| flags.contains(OFlags::PATH));
-        let image = Arc::new(if in_place { Image::File(image) } else { Image::Copy(image) });
+        // What is not sealed may be written to: a file, also if it is open for reading.
+        let sealed = rustix::fs::fcntl_get_seals(&image).is_ok_and(|seals| seals.contains(SealFlags::WRITE));
+        let image = Arc::new(if sealed { Image::Copy(image) } else { Image::File(image) });
         Self { image, path, sha256, version, build }
     }
 
@@ -263,6 +264,21 @@ mod tests {
         assert!(pinned.command().unwrap().status().unwrap().success(), "another file has its name now");
         File::options().append(true).open(directory.path().join("first")).unwrap().write_all(b"x").unwrap();
         assert!(pinned.command().unwrap_err().to_string().contains("written to"));
+    }
+
+    #[test]
+    fn a_file_that_a_worker_of_an_earlier_keeper_runs_is_no_copy() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = program(directory.path());
+        let again = |image: OwnedFd| {
+            let sha256 = Pinned::sum_of(&image).unwrap();
+            Pinned::again(image, path.clone(), sha256, String::new(), String::new())
+        };
+        assert!(again(Pinned::of(&path).unwrap().image().try_clone_to_owned().unwrap()).is_copy());
+        let held = again(File::open(&path).unwrap().into());
+        assert!(!held.is_copy() && held.command().unwrap().status().unwrap().success());
+        File::options().append(true).open(&path).unwrap().write_all(b"x").unwrap();
+        assert!(held.command().unwrap_err().to_string().contains("written to"));
     }
 
     #[test]

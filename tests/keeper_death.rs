@@ -4,12 +4,14 @@
 mod harness;
 
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use harness::child::{Process, send, wait_exit};
+use harness::child::{Guarded, Process, send, wait_exit};
+use harness::peer::find;
 use harness::slim::copy;
 use harness::{
     Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, slim, until,
@@ -216,11 +218,7 @@ fn a_file_that_was_changed_meanwhile_is_pending_until_it_is_reloaded() {
 fn a_keeper_that_took_workers_on_still_upgrades_itself() {
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
     let place = tempfile::tempdir().unwrap();
-    let other = place.path().join("other");
-    copy(slim(), &other);
-    let mut file = fs::File::options().append(true).open(&other).unwrap();
-    std::io::Write::write_all(&mut file, b"other").unwrap();
-    drop(file);
+    let other = other(place.path(), "other");
     let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
     let mut session = Steady::open(port.address());
     proxy.replace_keeper(slim());
@@ -231,6 +229,115 @@ fn a_keeper_that_took_workers_on_still_upgrades_itself() {
     drop(session);
     until("the first one is gone", DEADLINE, || generations(&proxy).len() == 1);
     assert_eq!(Census::of(proxy.keeper_pid()).unwrap().zombies, 0);
+}
+
+/// A program that differs from the first one in nothing but its bytes.
+fn other(place: &Path, name: &str) -> PathBuf {
+    let path = place.join(name);
+    copy(slim(), &path);
+    // What follows the sections of an ELF file is not looked at.
+    fs::File::options().append(true).open(&path).unwrap().write_all(name.as_bytes()).unwrap();
+    path
+}
+
+/// It was not started by this keeper, so nobody keeps its status: it is gone without a trace when the new image looks.
+#[test]
+fn a_worker_that_was_taken_on_may_end_while_the_keeper_replaces_itself() {
+    let Some(strace) = find("strace") else { return println!("skipped: no strace") };
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let place = tempfile::tempdir().unwrap();
+    let other = other(place.path(), "other");
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
+    let mut session = Steady::open(port.address());
+    proxy.replace_keeper(slim());
+    let first = Process::of(proxy.serving_pid()).unwrap();
+    // Of the keeper alone, not of its children: there is time to act before the new image begins.
+    let mut strace = Command::new(strace);
+    strace.args(["-qq", "-e", "signal=none", "-e", "trace=execve", "-e", "inject=execve:delay_enter=6000000"]);
+    strace.args(["-o", "/dev/null", "-p", &proxy.keeper_pid().to_string()]);
+    let strace = Guarded::new(strace.stderr(Stdio::null()).spawn().unwrap(), Signal::SIGTERM);
+    until("the keeper is traced", DEADLINE, || {
+        let status = fs::read_to_string(format!("/proc/{}/status", proxy.keeper_pid())).unwrap();
+        status.lines().any(|line| line == format!("TracerPid:\t{}", strace.pid()))
+    });
+    let mut upgrade = proxy.ctl_command(&["upgrade", "--binary", path(&other)]).stdout(Stdio::null()).spawn().unwrap();
+    until("it is about to become the new version", DEADLINE, || proxy.stderr().contains("the keeper becomes"));
+    let moment = Instant::now() + Duration::from_millis(500);
+    until("it is in the middle of it", DEADLINE, || Instant::now() >= moment);
+    first.signal(Signal::SIGKILL);
+    assert!(session.end().is_err(), "its session is reset");
+    assert_eq!(wait_exit(&mut upgrade, "proxyctl", DEADLINE).code(), Some(0), "{}", proxy.stderr());
+    drop(strace);
+    assert_eq!(generations(&proxy), [(2, "serving".to_owned())]);
+    Steady::open(port.address()).assert_alive();
+    let crashed = [("reason", "worker_crashed")];
+    assert_eq!(proxy.metrics().value("proxyd_sessions_closed_total", &crashed), Some(1.0));
+    assert_eq!(doors(&proxy), ["worker-2.sock"]);
+}
+
+/// What was before is known by its sum; whatever lies at its path by now is not it.
+#[test]
+fn a_rollback_takes_the_binary_that_was_before_or_none() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let place = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| other(place.path(), name));
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &first).start();
+    assert!(proxy.ctl(&["upgrade", "--binary", path(&second)]).status.success());
+    until("the first one is gone", DEADLINE, || generations(&proxy).len() == 1);
+    let kept = place.path().join("kept");
+    fs::rename(&first, &kept).unwrap();
+    fs::copy(&second, &first).unwrap();
+    proxy.replace_keeper(&second);
+    let refused = proxy.ctl(&["rollback"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("nothing to roll back to"), "{said}");
+    // With the file in its place again it is possible.
+    proxy.ctl(&["upgrade", "--binary", path(&kept)]);
+    proxy.ctl(&["upgrade", "--binary", path(&second)]);
+    until("the one before is gone", DEADLINE, || generations(&proxy).len() == 1);
+    proxy.replace_keeper(&second);
+    let rolled_back = proxy.ctl(&["rollback"]);
+    assert!(rolled_back.status.success(), "{rolled_back:?}");
+    let runs = fs::read(format!("/proc/{}/exe", proxy.serving_pid())).unwrap();
+    assert!(runs.ends_with(b"first"), "the binary that was before");
+}
+
+#[test]
+fn an_upgrade_that_was_on_probation_has_a_report_of_its_end() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
+    assert!(proxy.ctl(&["upgrade", "--probation", "60s", "--no-wait"]).status.success());
+    until("it is on probation", DEADLINE, || proxy.status()["upgrade"]["step"] == "probation");
+    proxy.replace_keeper(slim());
+    assert_eq!(proxy.serving(), Some(1));
+    let last = proxy.ctl(&["--json", "upgrade", "--last"]);
+    assert_eq!(last.status.code(), Some(6), "{last:?}");
+    let report: serde_json::Value = serde_json::from_slice(&last.stdout).unwrap();
+    for (key, value) in [("result", "rolled_back"), ("step", "probation"), ("reason", "its keeper died")] {
+        assert_eq!(report[key], value, "{report}");
+    }
+    assert_eq!((&report["id"], &report["from"], &report["to"]), (&1.into(), &1.into(), &2.into()), "{report}");
+}
+
+#[test]
+fn without_a_keeper_term_drains_as_the_configuration_in_force_says() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let before = conf(&port, backend.address());
+    let mut proxy = Starter::with_binary(&before, slim()).start();
+    let mut session = Steady::open(port.address());
+    let after = Conf::simple(&port, &[backend.address()]).with("runtime", "on_keeper_death = \"serve\"");
+    proxy.write_config(
+        &after.with("upgrade", "max_generations = 32").with("drain", "timeout = \"1s\"\nspread = \"0s\""),
+    );
+    assert!(proxy.ctl(&["reload"]).status.success());
+    let worker = Process::of(proxy.serving_pid()).unwrap();
+    proxy.signal(Signal::SIGKILL);
+    proxy.wait_exit(DEADLINE);
+    until("the worker says so", DEADLINE, || proxy.stderr().contains("serving on without a keeper"));
+    worker.signal(Signal::SIGTERM);
+    until("it has drained", DEADLINE, || !worker.exists());
+    assert!(session.end().is_err(), "it was closed by force");
 }
 
 fn path(path: &Path) -> &str {

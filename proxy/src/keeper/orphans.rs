@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use admin::command::{SessionsAtUpgrade, UpgradeReport, UpgradeResult};
 use handoff::ledger::{Ledger, Noted};
 use handoff::sequence::Polls;
 use rustix::process::Signal;
@@ -17,7 +18,7 @@ use super::generation::{Deadline, State};
 use super::next::Loaded;
 use super::owner::{Keeper, Parts};
 use super::pinned::Pinned;
-use super::reaper::Reaper;
+use super::reaper::{Reaper, is_gone};
 use super::restart::count_lost;
 use super::run::RunError;
 use super::sockets::Sockets;
@@ -193,13 +194,13 @@ impl Keeper {
         keeper.happenings = Events::restored(state.last_event, Vec::new());
         keeper.recall(&state);
         keeper.previous =
-            state.previous.as_ref().and_then(|before| before.previous(images.at(&state, before.binary, &own)));
+            state.previous.as_ref().and_then(|before| before.previous(images.same(&state, before.binary, &own)?));
         (keeper.runs, keeper.serial, keeper.serving) = (runs, serial, verdict.serving);
         keeper.pending = (started.sha256 != keeper.loaded.sha256).then(|| started.sha256.clone());
-        keeper.bury_absent(&state, &workers);
         for worker in workers {
             keeper.take_on_worker(worker, &state)?;
         }
+        keeper.bury_absent(&state);
         keeper.standing = Standing::Restarting;
         keeper.carry_out(&verdict).await;
         keeper.say_taken_on();
@@ -211,7 +212,14 @@ impl Keeper {
 
     fn take_on_worker(&mut self, worker: Attached, state: &KeeperState) -> io::Result<()> {
         let Attached { generation, pid, channel, rest, finishing, .. } = worker;
-        let child = self.reaper.adopt_stranger(pid)?;
+        let child = match self.reaper.adopt_stranger(pid) {
+            Ok(child) => child,
+            Err(error) if is_gone(&error) => {
+                self.close_door(generation);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let unknown = GenerationState {
             id: generation,
             pid,
@@ -234,18 +242,20 @@ impl Keeper {
         Ok(())
     }
 
-    /// Generations that did not outlive their keeper: what they left is counted and freed.
-    fn bury_absent(&mut self, state: &KeeperState, workers: &[Attached]) {
+    /// Generations that died while no keeper looked: what they left is counted and freed.
+    pub(super) fn bury_absent(&mut self, state: &KeeperState) {
         let owners = self.ledger.owners();
         self.last_generation = self.last_generation.max(owners.last().copied().unwrap_or(0));
-        let alive = |id: &u32| *id == 0 || workers.iter().any(|worker| worker.generation == *id);
+        let alive = |id: &u32| *id == 0 || self.generations.contains_key(id);
         for id in owners.into_iter().filter(|id| !alive(id)) {
             let writer = &self.writer;
             self.ledger.bury(id, &mut |session| count_lost(writer, session, Reason::WorkerCrashed, None));
         }
-        if let Some(lost) = state.serving.filter(|id| !alive(id)) {
+        let lost = state.serving.filter(|id| !alive(id));
+        self.serving = self.serving.filter(alive);
+        if let Some(lost) = lost {
             self.tally.restarted("unknown");
-            tracing::error!(generation = lost, "the worker that served has died with its keeper");
+            tracing::error!(generation = lost, "the worker that served has died while no keeper looked");
         }
         self.stillborn.clear();
     }
@@ -255,7 +265,7 @@ impl Keeper {
             tracing::warn!(generation = id, "a hand-over that was under way is given up; its process is ended");
             self.kill_generation(*id);
         }
-        if let Some(id) = verdict.serving {
+        if let Some(id) = self.serving {
             let link = self.generations.get(&id).map(|generation| generation.link.clone());
             if verdict.commit
                 && let Some(link) = link
@@ -288,6 +298,21 @@ impl Keeper {
         let text = format!("upgrade {id} rolled back at probation: its keeper died; {}", self.still_serving());
         tracing::error!(upgrade = id, generation = new, "{text}");
         self.happenings.tell(Happened::new("rolled_back", text).upgrade(id).generation(new));
+        self.reports.keep(UpgradeReport {
+            id,
+            result: UpgradeResult::RolledBack,
+            from: self.serving.unwrap_or(0),
+            to: new,
+            step: "probation".into(),
+            reason: "its keeper died".into(),
+            accept_gap_ms: 0.0,
+            longest_pause_ms: 0.0,
+            sessions: SessionsAtUpgrade::default(),
+            version: self.serving_generation().map(|generation| generation.version.clone()).unwrap_or_default(),
+            keeper: "unchanged".into(),
+            // Nobody knows when it began.
+            seconds: 0.0,
+        });
     }
 
     fn say_taken_on(&mut self) {
@@ -326,14 +351,33 @@ impl Images {
         state.binaries.get(place).map_or_else(|| own.clone(), |binary| self.pinned(binary, own))
     }
 
-    /// From a process that runs it, else this keeper's own if it is the same, else from its path.
-    fn pinned(&self, binary: &BinaryState, own: &Rc<Pinned>) -> Rc<Pinned> {
+    /// For a rollback: exactly this one or none.
+    fn same(&self, state: &KeeperState, place: usize, own: &Rc<Pinned>) -> Option<Rc<Pinned>> {
+        let binary = state.binaries.get(place)?;
+        let same = self.exactly(binary, own);
+        if same.is_none() {
+            tracing::warn!(path = %binary.path.display(), sha256 = binary.sha256, "the binary before this one is nowhere to be had any more: there is nothing to roll back to");
+        }
+        same
+    }
+
+    /// From a process that runs it, else this keeper's own or what lies at its path, if that is the same.
+    fn exactly(&self, binary: &BinaryState, own: &Rc<Pinned>) -> Option<Rc<Pinned>> {
         let run = self.0.iter().find(|(sha256, _)| *sha256 == binary.sha256);
         if let Some(image) = run.and_then(|(_, image)| image.try_clone().ok()) {
-            return Rc::new(binary.pinned(image));
+            return Some(Rc::new(binary.pinned(image)));
         }
         if own.sha256 == binary.sha256 {
-            return own.clone();
+            return Some(own.clone());
+        }
+        let found = Pinned::of(&binary.path).ok().filter(|found| found.sha256 == binary.sha256)?;
+        Some(Rc::new(found.known_as(binary.version.clone(), binary.build.clone())))
+    }
+
+    /// For a worker that has to start: another one is better than none.
+    fn pinned(&self, binary: &BinaryState, own: &Rc<Pinned>) -> Rc<Pinned> {
+        if let Some(same) = self.exactly(binary, own) {
+            return same;
         }
         let path = &binary.path;
         tracing::warn!(path = %path.display(), sha256 = binary.sha256, "no worker runs the pinned binary any more; what lies at its path is taken");

@@ -134,7 +134,10 @@ impl Reaper {
         Ok(Child { process: Process { pid, pidfd: Rc::new(pidfd) }, exit: Told::ByPidfd(seen) })
     }
 
-    /// [`Self::watch`] or [`Self::adopt_stranger`], as it is our child or not.
+    /// [`Self::watch`] or [`Self::adopt_stranger`], as it is our child or not. A child of ours that has died is still there.
+    ///
+    /// # Errors
+    /// As those; see [`is_gone`].
     pub(super) fn watch_again(&self, pid: u32) -> io::Result<Child> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The name, in brackets, may itself hold blanks and brackets; state and parent follow it (proc_pid_stat(5)).
@@ -167,4 +170,9 @@ impl Reaper {
             }
         }
     }
+}
+
+/// Whether there is no such process: no file in `/proc`, or ESRCH.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }

@@ -17,7 +17,7 @@ use super::link::Link;
 use super::next::Loaded;
 use super::owner::{Keeper, Parts};
 use super::pinned::Pinned;
-use super::reaper::{Child, Reaper};
+use super::reaper::{Child, Reaper, is_gone};
 use super::run::RunError;
 use super::sockets::Sockets;
 use super::state::{GenerationState, KeeperState, PreviousState, instant_of};
@@ -72,9 +72,13 @@ impl Keeper {
             let found = state.generations.iter().find(|generation| generation.id == link.generation);
             let known = found.ok_or_else(|| missing(format!("generation {}", link.generation)))?;
             let channel = channel(fd, known.pid)?;
-            let child = keeper.reaper.watch_again(known.pid)?;
-            keeper.readmit(known, child, channel, link.rest);
+            match keeper.reaper.watch_again(known.pid) {
+                Ok(child) => keeper.readmit(known, child, channel, link.rest),
+                Err(error) if is_gone(&error) => keeper.close_door(known.id),
+                Err(error) => return Err(error.into()),
+            }
         }
+        keeper.bury_absent(state);
         keeper.standing = if keeper.serving.is_some() { Standing::Serving } else { Standing::Restarting };
         tracing::info!(version = crate::version::VERSION, sha256 = keeper.runs, "the keeper runs its new version");
         keeper

@@ -25,20 +25,9 @@ proxy=172.30.77.10
 prometheus=172.30.77.20
 work=
 engine=
+. "$root/deploy/standins/engine.sh"
 
-say() { printf '\n== %s\n' "$*"; }
-fail() { printf 'try-compose: %s\n' "$*" >&2; exit 1; }
 compose() { "${compose[@]}" --project-name "$project" --file "$root/docker-compose.yml" "$@"; }
-
-# until_ok SECONDS WHAT COMMAND...
-until_ok() {
-    local deadline=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@"; do
-        ((SECONDS < deadline)) || fail "waited in vain until $what"
-        sleep 0.2
-    done
-}
 
 # http HOST PORT PATH: the answer with its head; fails if nobody answers.
 http() {
@@ -63,30 +52,6 @@ needs() {
     [[ -x $bin_dir/proxyd && -x $bin_dir/proxyctl ]] || fail "no binaries in $bin_dir: cargo build --release"
 }
 
-start_engine() {
-    if docker info >/dev/null 2>&1; then
-        say "using the engine that runs"
-        return
-    fi
-    say "starting an engine"
-    command -v dockerd >/dev/null || fail "no engine answers and dockerd is not installed"
-    local run=$work/engine
-    mkdir -p "$run"
-    export DOCKER_HOST=unix://$run/docker.sock
-    # No rules in the firewall of this machine, no routing, no default bridge: the network of the compose file is a
-    # bridge of its own, and published ports go through the engine's user-space proxy.
-    dockerd --host "$DOCKER_HOST" --data-root "$run/data" --exec-root "$run/exec" --pidfile "$run/pid" \
-        --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --bridge=none \
-        >"$run/log" 2>&1 </dev/null &
-    engine=$!
-    until_ok 60 "the engine answers" engine_answers
-}
-
-engine_answers() {
-    kill -0 "$engine" 2>/dev/null || { tail -n 20 "$work/engine/log" >&2; fail "the engine ended at once"; }
-    docker info >/dev/null 2>&1
-}
-
 # Runs however the script ends.
 clean_up() {
     local status=$?
@@ -102,11 +67,7 @@ clean_up() {
     docker rm --force "$project-traffic" >/dev/null 2>&1 || true
     compose down --volumes --timeout 5 >/dev/null 2>&1 || true
     if [[ -n $engine ]]; then
-        kill "$engine" 2>/dev/null || true
-        wait "$engine" 2>/dev/null || true
-        # What the engine has mounted for containers and networks.
-        awk -v under="$work/" 'index($5, under) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
-            while read -r mounted; do umount --lazy "$mounted" || true; done
+        end_engine
     else
         docker image rm --force "$project"/{base,builder,legacy,prometheus,proxyd} >/dev/null 2>&1 || true
     fi
@@ -114,22 +75,9 @@ clean_up() {
     exit "$status"
 }
 
-# build NAME CONTEXT [ARGUMENT...], the Dockerfile on standard input or named by --file.
-build() {
-    local name=$1 context=$2
-    shift 2
-    # The classic builder: the other one is a plug-in that Debian does not have. Nothing is fetched, so no network.
-    DOCKER_BUILDKIT=0 docker build --quiet --network none --tag "$project/$name" "$@" "$context" \
-        >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; fail "image $name"; }
-}
-
 build_stand_ins() {
     say "stand-in images"
-    debootstrap --variant=minbase --include=python3-minimal "$(. /etc/os-release && echo "$VERSION_CODENAME")" \
-        "$work/base" >"$work/debootstrap.log" 2>&1 || { tail "$work/debootstrap.log" >&2; fail "debootstrap"; }
-    tar --directory "$work/base" --exclude ./var/cache/apt --exclude ./var/lib/apt/lists --create . |
-        docker import - "$project/base" >/dev/null
-    rm -rf --one-file-system "$work/base"
+    build_base
     build_builder
     build_legacy
     build_prometheus
@@ -150,15 +98,6 @@ COPY proxyd proxyctl /prebuilt/
 COPY cargo /usr/local/bin/
 DOCKERFILE
     build builder "$work/builder"
-}
-
-build_legacy() {
-    cat >"$work/legacy.Dockerfile" <<DOCKERFILE
-FROM $project/base
-COPY legacy.py traffic.py /srv/
-CMD ["python3", "/srv/legacy.py"]
-DOCKERFILE
-    build legacy "$root/deploy/standins" --file "$work/legacy.Dockerfile"
 }
 
 build_prometheus() {

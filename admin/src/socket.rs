@@ -74,7 +74,7 @@ impl OwnedSocketPath {
     }
 
     /// The file stays.
-    fn leave(mut self) {
+    pub fn leave(mut self) {
         self.path = PathBuf::new();
     }
 

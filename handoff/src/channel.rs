@@ -27,6 +27,8 @@ pub struct Channel {
     /// std has no type for SEQPACKET; of `UnixDatagram` only the descriptor is used.
     socket: AsyncFd<UnixDatagram>,
     peer: Peer,
+    /// Whether each record says who sent it.
+    is_stamped: bool,
     /// Who sent the first record; no other process may send a later one.
     spoke: OnceLock<u32>,
 }
@@ -76,11 +78,22 @@ impl Channel {
 
     /// Takes one end. Must be called within a tokio runtime with I/O enabled.
     pub fn new(fd: OwnedFd, peer: Peer) -> Result<Self, ChannelError> {
+        Self::of(fd, peer, true)
+    }
+
+    /// As [`Self::new`], with a process of another PID namespace, where it has no number: the socket has said whose it is, and
+    /// its records are not asked again.
+    pub fn with_foreigner(fd: OwnedFd, uid: u32) -> Result<Self, ChannelError> {
+        Self::of(fd, Peer { pid: None, uid }, false)
+    }
+
+    fn of(fd: OwnedFd, peer: Peer, is_stamped: bool) -> Result<Self, ChannelError> {
         verify(fd.as_fd())?;
-        sockopt::set_socket_passcred(&fd, true).map_err(failed)?;
+        sockopt::set_socket_passcred(&fd, is_stamped).map_err(failed)?;
         let socket = UnixDatagram::from(fd);
         socket.set_nonblocking(true).map_err(ChannelError::Io)?;
-        Ok(Self { socket: os::watch_socket(socket).map_err(ChannelError::Io)?, peer, spoke: OnceLock::new() })
+        let socket = os::watch_socket(socket).map_err(ChannelError::Io)?;
+        Ok(Self { socket, peer, is_stamped, spoke: OnceLock::new() })
     }
 
     /// Sends one record with its descriptors: all of it, or nothing and an error. The caller's descriptors stay open.
@@ -126,12 +139,8 @@ impl Channel {
         if record.len == 0 && record.sender.is_none() && !record.fds_truncated {
             return Err(ChannelError::Gone);
         }
-        let pid = self.peer.admit(record.sender)?;
-        let first = *self.spoke.get_or_init(|| pid);
-        if first != pid {
-            let uid = self.peer.uid;
-            let (wanted, got) = (Peer { pid: Some(first), uid }, Peer { pid: Some(pid), uid });
-            return Err(ChannelError::Stranger { wanted, got });
+        if self.is_stamped {
+            self.recognize(record.sender)?;
         }
         let got = record.fds.len();
         if record.too_long {
@@ -148,6 +157,16 @@ impl Channel {
             return Err(ChannelError::Descriptors { message: message.name(), expected, got });
         }
         Ok((message, record.fds))
+    }
+
+    fn recognize(&self, sender: Option<UCred>) -> Result<(), ChannelError> {
+        let pid = self.peer.admit(sender)?;
+        let first = *self.spoke.get_or_init(|| pid);
+        if first == pid {
+            return Ok(());
+        }
+        let uid = self.peer.uid;
+        Err(ChannelError::Stranger { wanted: Peer { pid: Some(first), uid }, got: Peer { pid: Some(pid), uid } })
     }
 }
 

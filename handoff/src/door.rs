@@ -44,13 +44,27 @@ pub fn remove(path: &Path) -> io::Result<()> {
 pub fn knock(path: &Path) -> io::Result<Channel> {
     let socket = socket()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let uid = ours();
     // Of the process that made the door, which may be gone.
-    let maker = sockopt::socket_peercred(&socket)?.uid.as_raw();
-    if maker != uid {
+    let (pid, maker) = owner(&socket)?;
+    if maker != ours() {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the door belongs to uid {maker}")));
     }
-    Channel::new(socket, Peer { pid: None, uid }).map_err(io::Error::other)
+    channel(socket, pid.and(Some(Peer { pid: None, uid: maker })), maker)
+}
+
+/// Process and uid behind the other end. A process of another PID namespace has no number.
+fn owner(socket: &OwnedFd) -> io::Result<(Option<u32>, u32)> {
+    // Not rustix: there a process always has a number.
+    let found = nix::sys::socket::getsockopt(socket, nix::sys::socket::sockopt::PeerCredentials)?;
+    Ok((u32::try_from(found.pid()).ok().filter(|pid| *pid != 0), found.uid()))
+}
+
+fn channel(socket: OwnedFd, peer: Option<Peer>, uid: u32) -> io::Result<Channel> {
+    match peer {
+        Some(peer) => Channel::new(socket, peer),
+        None => Channel::with_foreigner(socket, uid),
+    }
+    .map_err(io::Error::other)
 }
 
 impl Door {
@@ -77,10 +91,9 @@ impl Door {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 accepted => accepted?,
             };
-            let (found, uid) = (sockopt::socket_peercred(&caller)?, ours());
-            if found.uid.as_raw() == uid {
-                let pid = found.pid.as_raw_nonzero().get().unsigned_abs();
-                return Channel::new(caller, Peer { pid: Some(pid), uid }).map_err(io::Error::other);
+            let (pid, uid) = owner(&caller)?;
+            if uid == ours() {
+                return channel(caller, pid.map(|pid| Peer { pid: Some(pid), uid }), uid);
             }
         }
     }

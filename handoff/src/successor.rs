@@ -103,6 +103,11 @@ impl Successor {
         self.link.into_channel()
     }
 
+    /// Goes no further, and says why.
+    pub fn refuse(self, cause: &str) {
+        self.link.refuse(&HandoffError::System { step: self.link.step(), source: std::io::Error::other(cause) });
+    }
+
     /// Says that this process could serve now.
     pub async fn ready(&mut self) -> Result<(), HandoffError> {
         self.link.send_soon(&Message::Ready, &[]).await?;

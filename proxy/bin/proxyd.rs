@@ -15,6 +15,9 @@ struct Args {
     /// Run with this configuration, in the foreground.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// With --config: come in the place of the proxyd whose STATE_DIR/handoff.sock this is; no connection is lost.
+    #[arg(long, value_name = "SOCKET", requires = "config")]
+    take_over_from: Option<PathBuf>,
     /// Print version and protocol ranges as JSON, with this token.
     #[arg(long, value_name = "TOKEN", conflicts_with = "config")]
     preflight: Option<String>,
@@ -60,7 +63,7 @@ fn main() -> ExitCode {
         }
         Args { resume: Some(state), .. } => keeper::resume(state).map_err(|error| Failed::of(&error)),
         Args { worker: true, .. } => worker::run().map_err(|error| Failed::other(&error)),
-        Args { config: Some(file), .. } => serve(&file, true, None),
+        Args { config: Some(file), take_over_from, .. } => serve(&file, true, take_over_from, None),
         _ => run_demo(),
     };
     match done {
@@ -111,10 +114,15 @@ fn check(file: &Path) -> ExitCode {
 fn run_demo() -> Result<(), Failed> {
     let demo = demo::start().map_err(|error| Failed { message: format!("demo: {error}"), code: code::SYSTEM })?;
     // Its backends are threads of this process: no other image can take its place.
-    serve(&demo.config, false, Some(demo.greeting))
+    serve(&demo.config, false, None, Some(demo.greeting))
 }
 
-fn serve(file: &Path, replaceable: bool, greeting: Option<String>) -> Result<(), Failed> {
+fn serve(
+    file: &Path,
+    replaceable: bool,
+    take_over_from: Option<PathBuf>,
+    greeting: Option<String>,
+) -> Result<(), Failed> {
     let system = |error: &dyn std::fmt::Display| Failed { message: error.to_string(), code: code::SYSTEM };
     // Before the configuration: its limits depend on it.
     keeper::raise_descriptor_limit();
@@ -122,5 +130,7 @@ fn serve(file: &Path, replaceable: bool, greeting: Option<String>) -> Result<(),
     let binary = keeper::started_from().map_err(|error| system(&error))?;
     let file = std::path::absolute(file).map_err(|error| system(&error))?;
     let loaded = keeper::load(&file).map_err(|mistakes| Failed { message: mistakes, code: code::CONFIG })?;
-    keeper::run(Start { loaded, binary, inherited, replaceable, greeting }).map_err(|error| Failed::of(&error))
+    let take_over_from = take_over_from.map(std::path::absolute).transpose().map_err(|error| system(&error))?;
+    keeper::run(Start { loaded, binary, take_over_from, inherited, replaceable, greeting })
+        .map_err(|error| Failed::of(&error))
 }

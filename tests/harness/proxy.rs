@@ -57,7 +57,9 @@ impl Starter {
     }
 
     fn prepare(mut self) -> Self {
-        let errors = File::create(self.directory.path().join("stderr")).expect("our own directory takes files");
+        // Appending: another keeper writes to the same file.
+        let errors = File::options().create(true).append(true).open(self.directory.path().join("stderr"));
+        let errors = errors.expect("our own directory takes files");
         let config = self.config();
         self.command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         self
@@ -265,6 +267,25 @@ impl Proxy {
         let mut command = Command::new(binary);
         command.arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         command.spawn().expect("proxyd can be executed")
+    }
+
+    /// The command of another installation that takes over from this one; what it logs is added to the same file.
+    pub fn heir_command(&self, program: &[&str], config: &Path) -> Command {
+        let stderr = self.directory.path().join("stderr");
+        let errors = File::options().append(true).open(stderr).expect("our own directory has the file");
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg("--config").arg(config);
+        command.arg("--take-over-from").arg(self.directory.path().join("state/handoff.sock"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        command
+    }
+
+    /// Another process is the keeper now; gives the one that was.
+    pub fn follow(&mut self, heir: Child) -> Child {
+        self.id = Process::of(heir.id()).expect("a child stays at least a zombie");
+        let before = std::mem::replace(&mut self.keeper, heir);
+        self.status();
+        before
     }
 
     /// Kills the keeper and starts another one; returns when that is ready.

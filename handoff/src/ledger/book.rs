@@ -51,6 +51,16 @@ impl Ledger {
         }
     }
 
+    /// Takes a segment that another keeper has added.
+    pub fn add(&mut self, fd: OwnedFd) -> Result<Arc<Segment>, LedgerError> {
+        let segment = Arc::new(Segment::open(fd)?);
+        if segment.index() as usize != self.segments.len() {
+            return Err(LedgerError::OutOfOrder { place: self.segments.len(), found: segment.index() });
+        }
+        self.segments.push(segment.clone());
+        Ok(segment)
+    }
+
     /// All segments in order; the last is the one that new names and sessions go to.
     pub fn segments(&self) -> &[Arc<Segment>] {
         &self.segments

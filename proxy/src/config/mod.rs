@@ -82,6 +82,8 @@ pub enum OnKeeperDeath {
     /// Workers serve on; TERM drains them.
     Serve,
     Exit,
+    /// Workers drain. Never in a file: for a keeper on trial in the place of another.
+    Retire,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

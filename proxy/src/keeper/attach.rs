@@ -1,5 +1,6 @@
 //! Finding the workers of a keeper that died: every door in the state directory is knocked at.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::config::order::Orphan;
 #[derive(Debug)]
 pub(super) struct Attached {
     pub generation: u32,
+    /// 0: of another PID namespace.
     pub pid: u32,
     pub channel: Channel,
     pub rest: Rest,
@@ -53,11 +55,17 @@ pub(super) fn door_of(state_dir: &Path, generation: u32) -> PathBuf {
 
 /// Every worker that answers. Doors with nobody behind them are removed.
 pub(super) async fn find(state_dir: &Path) -> io::Result<Vec<Attached>> {
+    Ok(find_but(state_dir, None).await?.0)
+}
+
+/// As [`find`], without this generation's; also says who is there and did not answer.
+pub(super) async fn find_but(state_dir: &Path, own: Option<u32>) -> io::Result<(Vec<Attached>, BTreeSet<u32>)> {
     let deadline = Instant::now() + ANSWER;
     let mut asked = JoinSet::new();
+    let mut silent = BTreeSet::new();
     for entry in std::fs::read_dir(state_dir)? {
         let path = entry?.path();
-        if is_door(&path) {
+        if number_of(&path).is_some_and(|number| Some(number) != own) {
             asked.spawn_local(async move { (attach(&path, deadline).await, path) });
         }
     }
@@ -65,21 +73,26 @@ pub(super) async fn find(state_dir: &Path) -> io::Result<Vec<Attached>> {
     while let Some(answered) = asked.join_next().await {
         match answered {
             Ok((Ok(attached), _)) => found.push(attached),
-            Ok((Err(error), path)) => not_attached(&path, &error),
+            Ok((Err(error), path)) => {
+                if not_attached(&path, &error) {
+                    silent.extend(number_of(&path));
+                }
+            }
             Err(error) => tracing::error!(%error, "a worker was not asked"),
         }
     }
     found.sort_by_key(|attached| attached.generation);
-    Ok(found)
+    Ok((found, silent))
 }
 
-fn is_door(path: &Path) -> bool {
+fn number_of(path: &Path) -> Option<u32> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let number = name.strip_prefix("worker-").and_then(|rest| rest.strip_suffix(".sock"));
-    number.is_some_and(|number| number.parse::<u32>().is_ok())
+    number?.parse().ok()
 }
 
-fn not_attached(path: &Path, error: &NotAttached) {
+/// Whether somebody is behind the door.
+fn not_attached(path: &Path, error: &NotAttached) -> bool {
     if let NotAttached::Knock(cause) = error
         && cause.kind() == io::ErrorKind::ConnectionRefused
     {
@@ -87,9 +100,10 @@ fn not_attached(path: &Path, error: &NotAttached) {
         if let Err(error) = door::remove(path) {
             tracing::warn!(door = %path.display(), %error, "the door is not removed");
         }
-        return;
+        return false;
     }
     tracing::warn!(door = %path.display(), %error, "a worker of an earlier keeper was not taken on; it serves on by itself, TERM drains it");
+    true
 }
 
 async fn attach(path: &Path, deadline: Instant) -> Result<Attached, NotAttached> {
@@ -98,7 +112,8 @@ async fn attach(path: &Path, deadline: Instant) -> Result<Attached, NotAttached>
     let Accepted { mut successor, generation, sockets, segments, plan } =
         Successor::accept(channel, me, deadline).await?;
     let orphan: Orphan = serde_json::from_slice(&plan)?;
-    let pid = successor.peer().ok_or(NotAttached::Nameless)?;
+    // One of another PID namespace has no number.
+    let pid = successor.peer().unwrap_or(0);
     let state = orphan.state.as_deref().map(|state| KeeperState::parse(state.as_bytes())).transpose();
     let state = state.unwrap_or_else(|error: StateError| {
         tracing::warn!(generation, %error, "what this worker held for the next keeper cannot be used");

@@ -30,12 +30,31 @@ pub(super) struct Doors {
 impl Doors {
     /// Binds both.
     pub(super) fn bind(admin: &Admin, door: KeeperDoor) -> Result<Self, RunError> {
-        let (unix, path) = socket::bind_socket(&admin.socket)?;
+        Self::bind_rest(admin, None, None, door)
+    }
+
+    /// Binds what was not handed over.
+    pub(super) fn bind_rest(
+        admin: &Admin,
+        unix: Option<(OwnedFd, OwnedSocketPath)>,
+        tcp: Option<OwnedFd>,
+        door: KeeperDoor,
+    ) -> Result<Self, RunError> {
+        let (unix, path) = match unix {
+            Some(handed) => handed,
+            None => {
+                let (unix, path) = socket::bind_socket(&admin.socket)?;
+                (unix.into_std()?.into(), path)
+            }
+        };
         let listen = |address: SocketAddr| {
             std::net::TcpListener::bind(address).map_err(|source| RunError::AdminListen { address, source })
         };
-        let tcp = admin.listen.map(listen).transpose()?.map(OwnedFd::from);
-        Ok(Self::of(unix.into_std()?.into(), tcp, Some(path), door))
+        let tcp = match tcp {
+            Some(handed) => Some(handed),
+            None => admin.listen.map(listen).transpose()?.map(OwnedFd::from),
+        };
+        Ok(Self::of(unix, tcp, Some(path), door))
     }
 
     /// Bound by an earlier image of this process.
@@ -64,6 +83,13 @@ impl Doors {
     pub(super) async fn close(&mut self) {
         self.stop = None;
         while self.servers.join_next().await.is_some() {}
+    }
+
+    /// Another keeper has the sockets, and the file.
+    pub(super) fn leave(self) {
+        if let Some(path) = self.path {
+            path.leave();
+        }
     }
 
     /// Takes nobody in any more, and cuts who is there.

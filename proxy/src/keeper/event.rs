@@ -1,11 +1,13 @@
 //! What the owner loop hears.
 
 use admin::command::{Command, Line};
+use handoff::channel::Channel;
 use tokio::sync::mpsc;
 
 use super::next::{Next, NotNext};
 use super::reaper::Exit;
 use super::spawn::{Progress, Ready, SpawnError};
+use super::takeover::{Offered, Survivors, Told};
 use super::upgrade::Probed;
 
 /// Where the lines of an answer go. The caller may be gone; the operation goes on.
@@ -69,5 +71,16 @@ pub(super) enum Event {
     },
     /// A worker could not be told what is in force.
     Untold,
+    /// Another installation would take over.
+    Knocked(Channel),
+    /// It holds everything.
+    Offered {
+        upgrade: u64,
+        found: Result<Box<Offered>, SpawnError>,
+    },
+    /// By the keeper in whose place this one comes.
+    Told(Told),
+    /// The workers of that keeper were looked for.
+    Survived(Box<Survivors>),
     Tick,
 }

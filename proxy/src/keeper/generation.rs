@@ -59,6 +59,13 @@ pub(super) struct Deadline {
     pub drained: Instant,
 }
 
+impl Generation {
+    /// Another installation's, on trial: it has a worker of its own. (One that drains was taken on from another keeper.)
+    pub(super) fn is_heirs(&self) -> bool {
+        self.process.is_remote() && self.process.pid != 0
+    }
+}
+
 impl Deadline {
     pub(super) fn after(timeout: Duration) -> Self {
         Self { drained: Instant::now() + timeout }
@@ -66,7 +73,11 @@ impl Deadline {
 
     /// The worker closes by force on its own; one that has not ended this long after hangs, and is killed.
     pub(super) fn overdue(self) -> bool {
-        Instant::now() > self.drained + GRACE
+        Instant::now() > self.over()
+    }
+
+    pub(super) fn over(self) -> Instant {
+        self.drained + GRACE
     }
 }
 

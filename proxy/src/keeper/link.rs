@@ -12,7 +12,10 @@ use handoff::HandoffError;
 use handoff::manifest::{Entry, batches};
 use handoff::predecessor::{Down, Predecessor, Up};
 use handoff::sequence::Rest;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,7 +29,7 @@ pub(super) struct Link {
     /// Written by the line, read by the owner loop; both on one thread.
     heard: Rc<RefCell<Heard>>,
     /// Ends the task with the last link.
-    _line: Rc<AbortOnDropHandle<()>>,
+    line: Rc<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +76,7 @@ impl Link {
                 tracing::debug!(%error, "worker channel closed");
             }
         });
-        Self { requests, heard, _line: Rc::new(AbortOnDropHandle::new(task)) }
+        Self { requests, heard, line: Rc::new(AbortOnDropHandle::new(task)) }
     }
 
     /// Resolves when the channel has ended. Does not keep it alive.
@@ -126,19 +129,54 @@ impl Link {
         self.ask("a door", |reply| Request::Door(door, reply)).await
     }
 
+    /// A word between keepers.
+    pub(super) async fn say<A: DeserializeOwned>(
+        &self,
+        what: &'static str,
+        word: &impl Serialize,
+        after: Duration,
+    ) -> Result<A, LinkError> {
+        let body = serde_json::to_vec(word).map_err(io::Error::other)?;
+        let answer = self.ask_within(after, what, |reply| Request::Order(body, reply)).await?;
+        Ok(serde_json::from_slice(&answer).map_err(io::Error::other)?)
+    }
+
+    /// Ends the line.
+    pub(super) fn sever(&self) {
+        self.line.abort();
+    }
+
+    /// Ends the line, without keeping it alive.
+    pub(super) fn severing(&self) -> AbortHandle {
+        self.line.abort_handle()
+    }
+
     /// Waits until no answer is awaited; then where the conversation stands, and a descriptor to go on with it elsewhere.
     pub(super) async fn rest(&self) -> Result<(OwnedFd, Rest), LinkError> {
         self.ask("what is under way", Request::Rest).await
     }
 
-    async fn ask<T>(&self, what: &'static str, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, LinkError> {
+    async fn ask<T>(
+        &self,
+        what: &'static str,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, LinkError> {
+        self.ask_within(ANSWER, what, request).await
+    }
+
+    async fn ask_within<T>(
+        &self,
+        after: Duration,
+        what: &'static str,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, LinkError> {
         let (reply, answer) = oneshot::channel();
         let asked = async {
             self.requests.send(request(reply)).await.map_err(|_| LinkError::Gone)?;
             let answer = answer.await.map_err(|_| LinkError::Gone)?;
             answer.map_err(|source| LinkError::Unsent { what, source })
         };
-        timeout(ANSWER, asked).await.map_err(|_| LinkError::Deadline { what, after: ANSWER })?
+        timeout(after, asked).await.map_err(|_| LinkError::Deadline { what, after })?
     }
 }
 

@@ -75,6 +75,9 @@ impl Keeper {
 
     /// Writes into the ledger who serves.
     pub(super) fn note(&self) {
+        if self.apprentice.is_some() {
+            return;
+        }
         let standby = self.trial().and_then(|trial| trial.standby);
         self.ledger.note(Noted { serving: self.serving, standby });
     }

@@ -38,6 +38,7 @@ mod spawn;
 mod state;
 mod state_dir;
 mod surroundings;
+mod takeover;
 mod upgrade;
 
 pub use next::{Loaded, load};
@@ -52,6 +53,8 @@ pub struct Start {
     pub loaded: Loaded,
     /// The path this program was started from, absolute, as text: what an upgrade without a path takes.
     pub binary: PathBuf,
+    /// Another keeper's socket, to come in its place.
+    pub take_over_from: Option<PathBuf>,
     /// Listening sockets from a service manager.
     pub inherited: Vec<std::os::fd::OwnedFd>,
     /// Whether the process is a keeper and nothing else, so that another image can take its place.

@@ -190,6 +190,7 @@ impl Keeper {
             started: instant_of(state.started_ms).into_std(),
             replaceable,
             greeting: None,
+            is_heir: false,
         })?;
         keeper.happenings = Events::restored(state.last_event, Vec::new());
         keeper.recall(&state);
@@ -210,9 +211,9 @@ impl Keeper {
         Ok(keeper)
     }
 
-    fn take_on_worker(&mut self, worker: Attached, state: &KeeperState) -> io::Result<()> {
+    pub(super) fn take_on_worker(&mut self, worker: Attached, state: &KeeperState) -> io::Result<()> {
         let Attached { generation, pid, channel, rest, finishing, .. } = worker;
-        let child = match self.reaper.adopt_stranger(pid) {
+        let child = match (pid != 0).then(|| self.reaper.adopt_stranger(pid)).transpose() {
             Ok(child) => child,
             Err(error) if is_gone(&error) => {
                 self.close_door(generation);
@@ -247,10 +248,9 @@ impl Keeper {
         let owners = self.ledger.owners();
         self.last_generation = self.last_generation.max(owners.last().copied().unwrap_or(0));
         let alive = |id: &u32| *id == 0 || self.generations.contains_key(id);
-        for id in owners.into_iter().filter(|id| !alive(id)) {
-            let writer = &self.writer;
-            self.ledger.bury(id, &mut |session| count_lost(writer, session, Reason::WorkerCrashed, None));
-        }
+        let absent: Vec<u32> = owners.into_iter().filter(|id| !alive(id)).collect();
+        absent.iter().for_each(|id| self.bury_lost(*id));
+        let alive = |id: &u32| *id == 0 || self.generations.contains_key(id);
         let lost = state.serving.filter(|id| !alive(id));
         self.serving = self.serving.filter(alive);
         if let Some(lost) = lost {
@@ -258,6 +258,12 @@ impl Keeper {
             tracing::error!(generation = lost, "the worker that served has died while no keeper looked");
         }
         self.stillborn.clear();
+    }
+
+    /// Counts and frees what a generation left that nobody buried.
+    pub(super) fn bury_lost(&mut self, id: u32) {
+        let writer = &self.writer;
+        self.ledger.bury(id, &mut |session| count_lost(writer, session, Reason::WorkerCrashed, None));
     }
 
     async fn carry_out(&mut self, verdict: &Verdict) {

@@ -27,6 +27,7 @@ use super::restart::Restart;
 use super::run::{RunError, SharedScene};
 use super::sockets::Sockets;
 use super::state::KeeperState;
+use super::takeover::{Apprentice, Bequest, Inheritance};
 use super::upgrade::{Nascent, Previous, Reports, SILENCE, Upgrade};
 use crate::config::Config;
 use crate::observe::events::{Events, Happened};
@@ -46,6 +47,8 @@ pub(super) struct Parts {
     pub started: Instant,
     pub replaceable: bool,
     pub greeting: Option<String>,
+    /// Another keeper counts in the same ledger.
+    pub is_heir: bool,
 }
 
 /// Why the loop has ended.
@@ -55,6 +58,10 @@ pub(super) enum Ended {
     Over(Result<(), RunError>),
     /// The keeper is to be replaced by its new version; the loop can go on.
     Replace,
+    /// An heir is to have everything.
+    Bequeath(Bequest),
+    /// This heir is to have everything.
+    Inherit(Inheritance),
 }
 
 #[derive(Debug)]
@@ -84,6 +91,17 @@ pub(super) struct Keeper {
     pub upgrade: Option<Upgrade>,
     /// The keeper is about to become another version.
     pub replacement: Option<Replacement>,
+    /// A take-over has passed its probation.
+    pub bequest: Option<Bequest>,
+    /// On trial: another one is the keeper.
+    pub apprentice: Option<Apprentice>,
+    pub inheritance: Option<Inheritance>,
+    /// What the keeper was in whose place this one comes, until it is.
+    pub before: Option<Box<KeeperState>>,
+    /// Another one is the keeper now.
+    pub retired: bool,
+    /// Heirs that ended before they were keepers, and when their workers have.
+    pub ghosts: Vec<(u32, tokio::time::Instant)>,
     /// Of the last state that was told to a worker.
     pub serial: u64,
     /// The state that all workers were told.
@@ -119,10 +137,23 @@ impl Keeper {
     /// # Errors
     /// The ledger has no block for the keeper.
     pub(super) fn new(parts: Parts) -> Result<Self, LedgerError> {
-        let Parts { loaded, pinned, pools, sockets, mut ledger, events, reaper, started, replaceable, greeting } =
-            parts;
-        // What an earlier image of this keeper, or an earlier keeper, had leased.
-        ledger.bury(0, &mut |_| ());
+        let Parts {
+            loaded,
+            pinned,
+            pools,
+            sockets,
+            mut ledger,
+            events,
+            reaper,
+            started,
+            replaceable,
+            greeting,
+            is_heir,
+        } = parts;
+        if !is_heir {
+            // What an earlier image of this keeper, or an earlier keeper, had leased.
+            ledger.bury(0, &mut |_| ());
+        }
         ledger.ensure(&pools.names(&loaded.config), 1, 0)?;
         let writer = lease(&ledger)?;
         let tally = Tally::of(&writer);
@@ -155,6 +186,12 @@ impl Keeper {
             pinned,
             upgrade: None,
             replacement: None,
+            bequest: None,
+            apprentice: None,
+            inheritance: None,
+            before: None,
+            retired: false,
+            ghosts: Vec::new(),
             serial: 0,
             told: None,
             pending: None,
@@ -195,10 +232,17 @@ impl Keeper {
             if let Some(over) = self.turn(event).await {
                 return over;
             }
-            if self.replacement.is_some() {
-                return Ended::Replace;
+            if let Some(next) = self.next_keeper() {
+                return next;
             }
         }
+    }
+
+    fn next_keeper(&mut self) -> Option<Ended> {
+        let replaced = || self.replacement.is_some().then_some(Ended::Replace);
+        replaced()
+            .or_else(|| self.bequest.take().map(Ended::Bequeath))
+            .or_else(|| self.inheritance.take().map(Ended::Inherit))
     }
 
     /// Goes on until something else has happened, and what was told by then is heard. `Some`: the service has ended first.
@@ -255,6 +299,10 @@ impl Keeper {
             Event::StopAccepting => self.stop_accepting().await,
             Event::Untold => self.untold(),
             Event::Vetted { upgrade, vetted } => self.vetted(upgrade, vetted),
+            Event::Knocked(channel) => self.knocked(channel),
+            Event::Offered { upgrade, found } => self.offered(upgrade, found).await,
+            Event::Told(told) => self.told(told).await,
+            Event::Survived(survivors) => self.survived(*survivors),
             Event::Tick => self.tick().await,
         }
     }
@@ -266,6 +314,8 @@ impl Keeper {
         self.watch.tick(now);
         self.judge(now).await;
         self.miss_heartbeat(now);
+        self.beat_on_trial(now);
+        self.bury_ghosts(now);
         for generation in std::mem::take(&mut self.stillborn) {
             self.ledger.bury(generation, &mut |_| ());
         }
@@ -278,6 +328,10 @@ impl Keeper {
                 );
                 generation.process.kill(Signal::KILL);
             }
+        }
+        if self.apprentice.is_some() || self.retired {
+            // The ledger is another keeper's.
+            return;
         }
         let spare = u32::try_from(self.config().runtime.max_sessions / 8).unwrap_or(u32::MAX).max(16);
         if let Err(error) = self.ensure_ledger(0, spare).await {

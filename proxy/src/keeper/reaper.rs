@@ -13,6 +13,9 @@ use rustix::process::{PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_si
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+
+use super::link::Link;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reaper {
@@ -26,6 +29,8 @@ pub enum Exit {
     Signal(i32),
     /// It was no child of ours: nobody told us.
     Unknown,
+    /// Another installation's: of it only the channel is known.
+    Silent,
 }
 
 impl Exit {
@@ -34,7 +39,7 @@ impl Exit {
         match self {
             Self::Status(_) => "exit",
             Self::Signal(_) => "signal",
-            Self::Unknown => "unknown",
+            Self::Unknown | Self::Silent => "unknown",
         }
     }
 }
@@ -44,6 +49,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Status(status) => write!(f, "exited with status {status}"),
             Self::Unknown => f.write_str("ended (an earlier keeper's child: nobody knows how)"),
+            Self::Silent => f.write_str("ended the conversation"),
             Self::Signal(number) => {
                 let name = nix::sys::signal::Signal::try_from(*number).map_or("unknown", |signal| signal.as_str());
                 write!(f, "died of signal {number} ({name})")
@@ -53,36 +59,63 @@ impl fmt::Display for Exit {
 }
 
 /// A child that is still to be reaped.
-#[derive(Debug)]
 pub(super) struct Child {
     pub process: Process,
     exit: Told,
 }
 
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Child").field("process", &self.process).finish_non_exhaustive()
+    }
+}
+
 /// Who tells of the end.
-#[derive(Debug)]
 enum Told {
     /// The reaper, who has the status.
     ByReaper(oneshot::Receiver<Exit>),
     /// The pidfd, of a process that is no child of ours.
     ByPidfd(AsyncFd<OwnedFd>),
+    /// The end of its channel.
+    ByChannel(std::pin::Pin<Box<dyn Future<Output = ()>>>),
 }
 
 /// A process, held by a pidfd so that a signal never reaches another one that got its pid.
 #[derive(Debug, Clone)]
 pub(super) struct Process {
+    /// 0: not known here.
     pub pid: u32,
-    pidfd: Rc<OwnedFd>,
+    hold: Hold,
+}
+
+#[derive(Debug, Clone)]
+enum Hold {
+    Pidfd(Rc<OwnedFd>),
+    /// Of another PID namespace, or another installation's: all that can be done to it is to end the conversation.
+    Channel(AbortHandle),
 }
 
 impl Process {
     pub(super) fn kill(&self, signal: Signal) {
-        // It may be dead already, which is what was wanted.
-        let _ = pidfd_send_signal(&self.pidfd, signal);
+        match &self.hold {
+            // It may be dead already, which is what was wanted.
+            Hold::Pidfd(pidfd) => drop(pidfd_send_signal(pidfd, signal)),
+            Hold::Channel(line) => line.abort(),
+        }
+    }
+
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.hold, Hold::Channel(_))
     }
 }
 
 impl Child {
+    /// A process that is known by the other end of its channel alone; `pid` is what it says of itself.
+    pub(super) fn remote(pid: u32, link: &Link) -> Self {
+        let process = Process { pid, hold: Hold::Channel(link.severing()) };
+        Self { process, exit: Told::ByChannel(Box::pin(link.ended())) }
+    }
+
     /// Waits for the end. Cancel-safe.
     pub(super) async fn exited(&mut self) -> Exit {
         match &mut self.exit {
@@ -92,6 +125,10 @@ impl Child {
                 // It fails only at the end of the runtime.
                 let _ = pidfd.readable().await;
                 Exit::Unknown
+            }
+            Told::ByChannel(ended) => {
+                ended.await;
+                Exit::Silent
             }
         }
     }
@@ -120,7 +157,7 @@ impl Reaper {
         self.waiting.borrow_mut().insert(pid, sender);
         let known = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("pid 0"))?;
         let pidfd = pidfd_open(known, PidfdFlags::empty())?;
-        Ok(Child { process: Process { pid: child, pidfd: Rc::new(pidfd) }, exit: Told::ByReaper(exit) })
+        Ok(Child { process: Process { pid: child, hold: Hold::Pidfd(Rc::new(pidfd)) }, exit: Told::ByReaper(exit) })
     }
 
     /// Watches a worker of an earlier keeper, which this process did not start.
@@ -131,7 +168,7 @@ impl Reaper {
         let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
         let pidfd = pidfd_open(raw.ok_or_else(|| io::Error::other("not a pid"))?, PidfdFlags::empty())?;
         let seen = handoff::os::watch(pidfd.try_clone()?)?;
-        Ok(Child { process: Process { pid, pidfd: Rc::new(pidfd) }, exit: Told::ByPidfd(seen) })
+        Ok(Child { process: Process { pid, hold: Hold::Pidfd(Rc::new(pidfd)) }, exit: Told::ByPidfd(seen) })
     }
 
     /// [`Self::watch`] or [`Self::adopt_stranger`], as it is our child or not. A child of ours that has died is still there.

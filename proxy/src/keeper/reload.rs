@@ -118,6 +118,9 @@ impl Keeper {
         if self.standing == Standing::ShuttingDown {
             return Err(Failure::conflict("proxyd is shutting down; nothing changed"));
         }
+        if self.apprentice.is_some() {
+            return Err(Failure::conflict("a take-over is on trial here; nothing changed"));
+        }
         self.not_upgrading()
     }
 

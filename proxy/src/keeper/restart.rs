@@ -8,15 +8,15 @@ use rustix::process::Signal;
 use tokio::task::AbortHandle;
 
 use super::event::Event;
-use super::generation::{Generation, State};
+use super::generation::{Deadline, Generation, State};
 use super::link::{Link, LinkError};
 use super::owner::Keeper;
 use super::reaper::{Child, Exit};
 use super::run::RunError;
 use super::spawn::{self, Dowry, Progress, Ready, SpawnError};
-use super::upgrade::Nascent;
-use crate::config::Config;
+use super::upgrade::{LOST, Nascent};
 use crate::config::plan::Plan;
+use crate::config::{Config, OnKeeperDeath};
 use crate::observe::events::Happened;
 use crate::observe::names;
 use crate::observe::reason::{Cause, Reason};
@@ -99,9 +99,18 @@ impl Keeper {
             pinned: self.pinned.clone(),
             sockets: self.sockets.duplicates(None)?,
             segments: self.segment_descriptors()?,
-            plan: plan_bytes(&plan_of(self.config(), self.config_version, &self.pools))?,
+            plan: plan_bytes(&self.plan_in_force())?,
             ready_timeout: self.config().upgrade.ready_timeout,
         })
+    }
+
+    fn plan_in_force(&self) -> Plan {
+        let plan = plan_of(self.config(), self.config_version, &self.pools);
+        match self.apprentice {
+            // Where this keeper ends, another one serves again.
+            Some(_) => Plan { on_keeper_death: OnKeeperDeath::Retire, ..plan },
+            None => plan,
+        }
     }
 
     pub(super) async fn restarted(&mut self, attempt: u64, spawned: Result<Box<Ready>, SpawnError>) {
@@ -110,6 +119,8 @@ impl Keeper {
         }
         (self.restart.task, self.nascent) = (None, None);
         match spawned {
+            Ok(ready) if self.apprentice.is_some() => self.ready_on_trial(*ready),
+            Err(error) if self.apprentice.is_some() => self.fail_on_trial(error.to_string()),
             Ok(ready) => {
                 let (generation, link, segments) = self.enlist(*ready, State::Serving);
                 match self.begin(&link, segments).await {
@@ -181,12 +192,14 @@ impl Keeper {
     pub(super) fn enlist(&mut self, ready: Ready, state: State) -> (u32, Link, usize) {
         let Ready { generation, pinned, version, build, child, link, segments } = ready;
         let Child { process, .. } = &child;
+        let is_foreign = process.is_remote();
         let known = Generation {
             id: generation,
             state,
             version,
             build,
-            sha256: pinned.sha256.clone(),
+            // Of a binary of another installation nothing is known.
+            sha256: if process.is_remote() { String::new() } else { pinned.sha256.clone() },
             process: process.clone(),
             link: link.clone(),
             silent: false,
@@ -195,7 +208,9 @@ impl Keeper {
         };
         self.generations.insert(generation, known);
         self.watch(generation, child, &link);
-        self.open_door(generation, &link);
+        if !is_foreign && self.apprentice.is_none() {
+            self.open_door(generation, &link);
+        }
         (generation, link, segments)
     }
 
@@ -211,7 +226,7 @@ impl Keeper {
         });
     }
 
-    fn serve(&mut self, generation: u32) {
+    pub(super) fn serve(&mut self, generation: u32) {
         self.serving = Some(generation);
         if self.standing == Standing::Starting {
             tracing::info!(generation, "serving");
@@ -236,9 +251,17 @@ impl Keeper {
         let pid = generation.process.pid;
         // Whoever takes over comes first.
         self.died_on_trial(id, pid, exit).await;
-        self.close_door(id);
-        self.bury(id, &generation, exit);
         let text = format!("generation {id} (pid {pid}) {exit}");
+        if self.apprentice.is_some() {
+            self.bury(id, &generation, exit);
+            return self.exited_on_trial(&text);
+        }
+        if generation.is_heirs() {
+            self.haunt(id);
+        } else {
+            self.close_door(id);
+            self.bury(id, &generation, exit);
+        }
         self.happenings
             .tell(Happened::new("generation_gone", text).generation(id).with("state", generation.state.to_string()));
         if self.serving == Some(id) {
@@ -247,6 +270,19 @@ impl Keeper {
         if self.closing && self.generations.is_empty() {
             self.ended = Some(Ok(()));
         }
+    }
+
+    /// The worker of an heir ends by itself, at the latest with its drain; until then what it has in the ledger is its own.
+    fn haunt(&mut self, id: u32) {
+        let drained = Deadline::after(self.config().drain.timeout.unwrap_or(LOST));
+        self.ghosts.push((id, drained.over()));
+    }
+
+    pub(super) fn bury_ghosts(&mut self, now: tokio::time::Instant) {
+        let (over, rest) = std::mem::take(&mut self.ghosts).into_iter().partition(|(_, at)| *at < now);
+        self.ghosts = rest;
+        let over: Vec<(u32, tokio::time::Instant)> = over;
+        over.into_iter().for_each(|(id, _)| self.bury_lost(id));
     }
 
     fn lost_serving(&mut self, generation: &Generation, exit: Exit) {
@@ -284,7 +320,7 @@ impl Keeper {
     /// Counts and logs what a dead process left in the ledger, and frees it.
     fn bury(&mut self, id: u32, generation: &Generation, exit: Exit) {
         match (generation.state, exit) {
-            (State::Draining | State::Failed, Exit::Status(0) | Exit::Unknown) => {
+            (State::Draining | State::Failed, Exit::Status(0) | Exit::Unknown | Exit::Silent) => {
                 tracing::info!(generation = id, "drained; gone")
             }
             (State::Draining | State::Failed, _) => {

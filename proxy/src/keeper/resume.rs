@@ -63,6 +63,7 @@ impl Keeper {
             started: instant_of(state.started_ms).into_std(),
             replaceable: true,
             greeting: None,
+            is_heir: false,
         })?;
         keeper.happenings = Events::restored(state.last_event, estate.events.clone());
         keeper.recall(state);
@@ -72,7 +73,7 @@ impl Keeper {
             let found = state.generations.iter().find(|generation| generation.id == link.generation);
             let known = found.ok_or_else(|| missing(format!("generation {}", link.generation)))?;
             let channel = channel(fd, known.pid)?;
-            match keeper.reaper.watch_again(known.pid) {
+            match (known.pid != 0).then(|| keeper.reaper.watch_again(known.pid)).transpose() {
                 Ok(child) => keeper.readmit(known, child, channel, link.rest),
                 Err(error) if is_gone(&error) => keeper.close_door(known.id),
                 Err(error) => return Err(error.into()),
@@ -99,9 +100,10 @@ impl Keeper {
         self.reports = state.reports.iter().cloned().collect();
     }
 
-    /// A worker that lives goes on to be watched and spoken to.
-    pub(super) fn readmit(&mut self, known: &GenerationState, child: Child, channel: Channel, rest: Rest) {
+    /// A worker that lives, in this PID namespace (`child`) or another, goes on to be watched and spoken to.
+    pub(super) fn readmit(&mut self, known: &GenerationState, child: Option<Child>, channel: Channel, rest: Rest) {
         let link = Link::start(Predecessor::resume(channel, rest));
+        let child = child.unwrap_or_else(|| Child::remote(0, &link));
         let generation = Generation {
             id: known.id,
             state: known.state,
@@ -129,6 +131,10 @@ impl PreviousState {
 }
 
 fn channel(fd: OwnedFd, pid: u32) -> Result<Channel, std::io::Error> {
-    let peer = Peer { pid: Some(pid), uid: nix::unistd::geteuid().as_raw() };
-    Channel::new(fd, peer).map_err(|error: ChannelError| std::io::Error::other(error))
+    let uid = nix::unistd::geteuid().as_raw();
+    let channel = match pid {
+        0 => Channel::with_foreigner(fd, uid),
+        pid => Channel::new(fd, Peer { pid: Some(pid), uid }),
+    };
+    channel.map_err(|error: ChannelError| std::io::Error::other(error))
 }

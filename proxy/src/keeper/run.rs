@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,9 +34,11 @@ use super::reexec::{self, Masked};
 use super::resume::Held;
 use super::sockets::{BindError, Sockets};
 use super::spawn::SpawnError;
-use super::state::StateError;
+use super::state::{StateError, instant_of};
 use super::state_dir::{StateDir, StateDirError};
-use crate::config::Config;
+use super::takeover::{Apprentice, Bequest, Entrance, Heir, Inheritance};
+use crate::config::{Config, OnKeeperDeath};
+use crate::observe::events::Events;
 use crate::observe::log::{self, Log};
 use crate::observe::tally;
 
@@ -65,6 +68,8 @@ pub enum RunError {
         "generation {generation} (pid {pid}) serves without a keeper, and holds no state that this version can go on from; it serves on: start the version of proxyd it was started by, or end it with TERM (it drains)"
     )]
     Stateless { generation: u32, pid: u32 },
+    #[error("take-over from {} failed: {why}; the keeper there still serves, if it lives", .door.display())]
+    TakeOver { door: PathBuf, why: String },
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
@@ -102,12 +107,38 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 struct Service {
     keeper: Keeper,
     inbox: mpsc::Receiver<Event>,
-    doors: Doors,
+    door: KeeperDoor,
     around: JoinSet<()>,
-    claimed: StateDir,
+    /// `None`: another one is the keeper.
+    stand: Option<Stand>,
     log: Log,
     /// Log lines that earlier images of this process have dropped.
     dropped_before: u64,
+}
+
+/// What one keeper at a time has.
+pub(super) struct Stand {
+    pub doors: Doors,
+    pub claimed: StateDir,
+    entrance: Option<Entrance>,
+}
+
+impl Stand {
+    /// Served from now on.
+    pub(super) fn open(mut doors: Doors, claimed: StateDir, keeper: &Keeper) -> io::Result<Self> {
+        doors.open()?;
+        Ok(Self { doors, claimed, entrance: entrance(keeper) })
+    }
+}
+
+/// Where another installation can take over; not where the keeper's end is its workers' end.
+fn entrance(keeper: &Keeper) -> Option<Entrance> {
+    let runtime = &keeper.config().runtime;
+    if runtime.on_keeper_death != OnKeeperDeath::Serve {
+        return None;
+    }
+    let opened = Entrance::open(&runtime.state_dir, keeper.events.clone());
+    opened.inspect_err(|error| tracing::warn!(%error, "no other installation can take over")).ok()
 }
 
 impl Service {
@@ -115,6 +146,10 @@ impl Service {
         let log = log::start(start.loaded.config.runtime.log, start.loaded.config.runtime.log_format);
         for warning in &start.loaded.warnings {
             tracing::warn!("{warning}");
+        }
+        if let Some(door) = &start.take_over_from {
+            let heir = Heir::of(door, &start.loaded).await?;
+            return Self::on_trial(heir, start, log);
         }
         let state_dir = &start.loaded.config.runtime.state_dir;
         let claimed = StateDir::claim(state_dir)?;
@@ -126,9 +161,17 @@ impl Service {
             None => begin(start, own, events)?,
         };
         let (door, around) = stand_around(&keeper, &log, 0)?;
-        let mut doors = Doors::bind(&keeper.config().admin, door)?;
-        doors.open()?;
-        Ok(Self { keeper, inbox, doors, around, claimed, log, dropped_before: 0 })
+        let doors = Doors::bind(&keeper.config().admin, door.clone())?;
+        let stand = Some(Stand::open(doors, claimed, &keeper)?);
+        Ok(Self { keeper, inbox, door, around, stand, log, dropped_before: 0 })
+    }
+
+    /// A keeper in the place of another one, which it is not yet.
+    fn on_trial(heir: Heir, start: Start, log: Log) -> Result<Self, RunError> {
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let keeper = apprentice(heir, start, events)?;
+        let (door, around) = stand_around(&keeper, &log, 0)?;
+        Ok(Self { keeper, inbox, door, around, stand: None, log, dropped_before: 0 })
     }
 
     fn resume(estate: RawFd) -> Result<Self, RunError> {
@@ -143,30 +186,100 @@ impl Service {
         let keeper = Keeper::resume(&estate, config, Held { sockets, segments, binaries, links }, events)?;
         let (door, around) = stand_around(&keeper, &log, estate.log_lines_dropped)?;
         let path = socket::adopt_path(&keeper.config().admin.socket, estate.numbers.admin_file);
-        let mut doors = Doors::of(admin, metrics, path, door);
-        doors.open()?;
-        let claimed = StateDir::inherited(lock);
-        Ok(Self { keeper, inbox, doors, around, claimed, log, dropped_before: estate.log_lines_dropped })
+        let doors = Doors::of(admin, metrics, path, door.clone());
+        let stand = Some(Stand::open(doors, StateDir::inherited(lock), &keeper)?);
+        Ok(Self { keeper, inbox, door, around, stand, log, dropped_before: estate.log_lines_dropped })
     }
 
     async fn serve(mut self) -> Result<(), RunError> {
         // Once: after a replacement that failed, one that is on its way is not begun anew.
         self.keeper.start_worker();
         let ended = loop {
-            let Ended::Over(ended) = self.keeper.run(&mut self.inbox).await else {
-                let lines = self.dropped_before + self.log.dropped().dropped_lines() as u64;
-                let Self { keeper, inbox, doors, claimed, .. } = &mut self;
-                match reexec::replace(keeper, inbox, doors, claimed, lines).await {
-                    Some(Ended::Over(ended)) => break ended,
-                    _ => continue,
+            let over = match self.keeper.run(&mut self.inbox).await {
+                Ended::Over(ended) => break ended,
+                Ended::Replace => self.replace().await,
+                Ended::Bequeath(bequest) => self.bequeath(bequest).await?,
+                Ended::Inherit(inheritance) => {
+                    self.inherit(inheritance).await;
+                    None
                 }
             };
-            break ended;
+            if let Some(Ended::Over(ended)) = over {
+                break ended;
+            }
         };
-        self.doors.abandon().await;
+        if let Some(stand) = &mut self.stand {
+            stand.doors.abandon().await;
+        }
         self.around.shutdown().await;
         ended
     }
+}
+
+impl Service {
+    async fn replace(&mut self) -> Option<Ended> {
+        let lines = self.dropped_before + self.log.dropped().dropped_lines() as u64;
+        let Self { keeper, inbox, stand, .. } = self;
+        let Stand { doors, claimed, .. } = stand.as_mut()?;
+        reexec::replace(keeper, inbox, doors, claimed, lines).await
+    }
+
+    /// Gives all to another installation's keeper. If that fails, all is as before, and served.
+    async fn bequeath(&mut self, bequest: Bequest) -> Result<Option<Ended>, RunError> {
+        let Self { keeper, inbox, stand, .. } = self;
+        let Some(mut given) = stand.take() else { return Ok(None) };
+        given.entrance = None;
+        if let Some(ended) = keeper.run_until(inbox, given.doors.close()).await {
+            return Ok(Some(ended));
+        }
+        let report = bequest.report();
+        if keeper.hand_on(bequest, &given.doors, &given.claimed).await {
+            given.doors.leave();
+            keeper.retire_as_keeper(report).await?;
+        } else {
+            *stand = Some(Stand::open(given.doors, given.claimed, keeper)?);
+        }
+        Ok(None)
+    }
+
+    async fn inherit(&mut self, inheritance: Inheritance) {
+        if let Some((claimed, doors)) = inheritance.take(&mut self.keeper, &self.door).await {
+            match Stand::open(doors, claimed, &self.keeper) {
+                Ok(stand) => self.stand = Some(stand),
+                Err(error) => tracing::error!(%error, "the admin socket cannot be served"),
+            }
+        }
+    }
+}
+
+/// A keeper that begins where another one is.
+fn apprentice(heir: Heir, start: Start, events: mpsc::Sender<Event>) -> Result<Keeper, RunError> {
+    let Heir { successor, generation, order, sockets, segments, state, pools, from } = heir;
+    let door = start.take_over_from.unwrap_or_default();
+    let given = segments.len();
+    let mut keeper = Keeper::new(Parts {
+        loaded: start.loaded,
+        pinned: Rc::new(Pinned::own(&start.binary)?),
+        pools,
+        sockets,
+        ledger: Ledger::open(segments)?,
+        events: events.clone(),
+        reaper: Reaper::default(),
+        started: instant_of(state.started_ms).into_std(),
+        replaceable: start.replaceable,
+        greeting: start.greeting,
+        is_heir: true,
+    })?;
+    if keeper.ledger.segments().len() != given {
+        return Err(io::Error::other("the ledger has no room, and only the keeper that serves can add to it").into());
+    }
+    keeper.happenings = Events::restored(state.last_event, Vec::new());
+    (keeper.last_generation, keeper.last_upgrade) = (generation.saturating_sub(1), state.last_upgrade);
+    keeper.config_version = state.config.version + 1;
+    keeper.serial = state.serial;
+    keeper.apprentice = Some(Apprentice::new(successor, order, from, door, events));
+    keeper.before = Some(Box::new(state));
+    Ok(keeper)
 }
 
 /// A keeper with nothing behind it.
@@ -185,6 +298,7 @@ fn begin(start: Start, own: Pinned, events: mpsc::Sender<Event>) -> Result<Keepe
         started: Instant::now(),
         replaceable,
         greeting,
+        is_heir: false,
     })?)
 }
 

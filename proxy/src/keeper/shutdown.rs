@@ -18,6 +18,12 @@ const QUEUED: Duration = Duration::from_secs(1);
 
 impl Keeper {
     pub(super) async fn terminate(&mut self) {
+        if std::mem::take(&mut self.retired) {
+            return tracing::info!("drains the last sessions; a second request ends them at once");
+        }
+        if self.apprentice.is_some() {
+            return self.withdraw("told to end during the take-over".into()).await;
+        }
         if self.standing == Standing::ShuttingDown {
             tracing::warn!("second request to end: at once");
             return self.end_at_once();

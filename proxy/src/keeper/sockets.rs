@@ -141,6 +141,20 @@ impl Sockets {
         self.close(&ids);
     }
 
+    /// Closes our copies; the files are another keeper's.
+    pub(super) fn leave_all(&mut self) {
+        self.bound.clear();
+    }
+
+    /// The files of Unix sockets that another keeper bound are ours now.
+    pub(super) fn own_files(&mut self, files: &BTreeMap<String, SocketFile>) {
+        for (id, file) in files {
+            if let Some(bound) = self.bound.get_mut(id) {
+                bound.file.get_or_insert_with(|| file.clone());
+            }
+        }
+    }
+
     /// What is held, for another image of this process.
     pub(super) fn held(&self) -> impl Iterator<Item = (&Entry, &OwnedFd, Option<&SocketFile>)> {
         self.bound.values().map(|bound| (&bound.entry, &bound.fd, bound.file.as_ref()))

@@ -65,6 +65,9 @@ pub enum SpawnCause {
     Late(Duration),
     #[error("{0}")]
     Handoff(HandoffError),
+    /// Of another installation.
+    #[error("{0}")]
+    Heir(String),
 }
 
 /// What is told while a generation is spawned.

@@ -36,6 +36,16 @@ impl StateDir {
         self.lock.as_fd()
     }
 
+    /// Lets another keeper claim it.
+    pub(super) fn release(&self) -> io::Result<()> {
+        Ok(flock(&self.lock, FlockOperation::NonBlockingUnlock)?)
+    }
+
+    /// After [`Self::release`], if nobody else has claimed it.
+    pub(super) fn reclaim(&self) -> io::Result<()> {
+        Ok(flock(&self.lock, FlockOperation::NonBlockingLockExclusive)?)
+    }
+
     pub fn claim(path: &Path) -> Result<Self, StateDirError> {
         let io = |source| StateDirError::Io { path: path.into(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;

@@ -64,6 +64,12 @@ impl Events {
         restored
     }
 
+    /// Goes on counting after `last`, if that is higher: another keeper has told its own meanwhile.
+    pub fn skip_to(&self, last: u64) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.last = kept.last.max(last);
+    }
+
     /// Keeps it, and tells those who follow. The log is the caller's.
     pub fn tell(&self, happened: Happened) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

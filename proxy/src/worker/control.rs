@@ -66,17 +66,17 @@ async fn work() -> Result<(), WorkerError> {
     let _ = nix::sys::prctl::set_name(&std::ffi::CString::new(format!("proxyd-{generation}")).unwrap_or_default());
     let mut segments: Vec<Arc<Segment>> =
         segments.into_iter().map(|fd| Segment::open(fd).map(Arc::new)).collect::<Result<_, _>>()?;
-    let (on_keeper_death, drain) = (plan.on_keeper_death, plan.drain);
+    let keeperless = Keeperless::of(&plan);
     let mut plane = Plane::start(plan.clone(), generation, std::mem::take(&mut segments))?;
     plane.apply(plan, sockets.into_iter().map(|(entry, fd)| (entry.id, fd)).collect()).await?;
     successor.ready().await?;
-    let mut control = Control::new(generation, plane, drain);
+    let mut control = Control::new(generation, plane, keeperless);
     loop {
         let Err(error) = control.follow(&mut successor).await else { return Ok(()) };
         tracing::warn!(%error, "the keeper is gone, or cannot be understood");
         // A keeper that lives sees the end of the channel, and replaces us.
         drop(successor);
-        if on_keeper_death == OnKeeperDeath::Exit {
+        if control.keeperless.what == OnKeeperDeath::Exit {
             return Ok(());
         }
         successor = match control.orphaned(&mut terminate).await {
@@ -126,14 +126,36 @@ pub(super) struct Control {
     pub(super) door: Option<Door>,
     /// Held for that one.
     pub(super) state: Option<String>,
-    /// For a drain without a keeper: as the plan in force says.
+    pub(super) keeperless: Keeperless,
+}
+
+/// What is done without a keeper.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keeperless {
+    pub(super) what: OnKeeperDeath,
     pub(super) drain: Drain,
 }
 
+impl Keeperless {
+    fn of(plan: &Plan) -> Self {
+        Self { what: plan.on_keeper_death, drain: plan.drain }
+    }
+}
+
 impl Control {
-    fn new(generation: u32, plane: Plane, drain: Drain) -> Self {
+    fn new(generation: u32, plane: Plane, keeperless: Keeperless) -> Self {
         let (finishing, served, arriving) = (false, false, Vec::new());
-        Self { generation, plane, finishing, served, arriving, probes: JoinSet::new(), door: None, state: None, drain }
+        Self {
+            generation,
+            plane,
+            finishing,
+            served,
+            arriving,
+            probes: JoinSet::new(),
+            door: None,
+            state: None,
+            keeperless,
+        }
     }
 
     /// Follows orders until the work is done (`Ok`) or the keeper is gone.
@@ -208,6 +230,13 @@ impl Control {
         Ok(self.plane.add_segment(Arc::new(Segment::open(segment)?)).await?)
     }
 
+    async fn apply(&mut self, plan: Plan) -> Result<(), PlaneError> {
+        let keeperless = Keeperless::of(&plan);
+        self.plane.apply(plan, std::mem::take(&mut self.arriving)).await?;
+        self.keeperless = keeperless;
+        Ok(())
+    }
+
     /// `None`: it is answered later. (A probe waits for backends, and a heartbeat must not wait with it.)
     async fn carry_out(&mut self, id: u64, body: &[u8]) -> Option<Answer> {
         let order: Order = match serde_json::from_slice(body) {
@@ -220,16 +249,10 @@ impl Control {
                 self.probes.spawn(async move { (id, Answer::Probed { unreachable: probe.await }) });
                 return None;
             }
-            Order::Apply { plan } => {
-                let drain = plan.drain;
-                match self.plane.apply(*plan, std::mem::take(&mut self.arriving)).await {
-                    Ok(()) => {
-                        self.drain = drain;
-                        Answer::Done
-                    }
-                    Err(error) => Answer::Refused { why: error.to_string() },
-                }
-            }
+            Order::Apply { plan } => match self.apply(*plan).await {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Refused { why: error.to_string() },
+            },
             Order::Close { ids, purpose, how } => {
                 let (reason, cause) = words(purpose);
                 Answer::Closed { sessions: self.plane.close(ids, Ending { reason, cause, how }).await }

@@ -12,18 +12,30 @@ use handoff::successor::Successor;
 use tokio::signal::unix::Signal;
 use tokio::time::Instant;
 
-use super::control::{Control, words};
+use super::control::{Control, Keeperless, words};
 use super::drain::DrainOrder;
 use super::plane::PlaneError;
 use crate::config::order::{Orphan, Purpose};
+use crate::config::{Drain, OnKeeperDeath};
 use crate::session;
 
+/// For sessions that nothing else limits, and no keeper knows.
+const LOST: Duration = Duration::from_secs(30);
 /// For everything a new keeper is given: some thousand sockets at most, on the same machine.
 const OFFER: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Until another keeper has taken it on, or its last session has ended.
     pub(super) async fn orphaned(&mut self, terminate: &mut Signal) -> Option<Successor> {
+        let Keeperless { what, drain } = self.keeperless;
+        if what == OnKeeperDeath::Retire && !self.finishing {
+            tracing::warn!("the keeper on trial is gone; this worker takes no new sessions, and drains");
+            let timeout = Some(drain.timeout.unwrap_or(LOST));
+            if let Err(error) = self.drain_alone(Drain { timeout, ..drain }).await {
+                tracing::error!(%error, "a data thread does not answer");
+                return None;
+            }
+        }
         if !self.finishing {
             tracing::warn!("serving on without a keeper; TERM drains");
         }
@@ -41,7 +53,8 @@ impl Control {
                     Err(error) => tracing::warn!(%error, "another keeper came, and did not take this worker on"),
                 },
                 Some(()) = terminate.recv(), if !self.finishing => {
-                    if let Err(error) = self.drain_alone().await {
+                    let drain = self.keeperless.drain;
+                    if let Err(error) = self.drain_alone(drain).await {
                         tracing::error!(%error, "a data thread does not answer");
                         return None;
                     }
@@ -52,8 +65,7 @@ impl Control {
     }
 
     /// What a keeper would order at a shutdown.
-    async fn drain_alone(&mut self) -> Result<(), PlaneError> {
-        let drain = self.drain;
+    async fn drain_alone(&mut self, drain: Drain) -> Result<(), PlaneError> {
         let (reason, cause) = words(Purpose::Shutdown);
         self.plane.stop().await?;
         self.plane.close_listeners();

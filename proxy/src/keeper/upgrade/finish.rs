@@ -17,6 +17,9 @@ use crate::observe::events::Happened;
 impl Keeper {
     /// The new generation has proved itself.
     pub(in super::super) async fn finish_probation(&mut self) {
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_take_over && upgrade.trial.is_some()) {
+            return self.bequeath();
+        }
         let Some(upgrade) = &mut self.upgrade else { return };
         let (id, Some(mut trial)) = (upgrade.id, upgrade.trial.take()) else { return };
         self.upgrade_step(id, "finish");
@@ -34,6 +37,14 @@ impl Keeper {
         let (pinned, loaded) = (trial.before.pinned.clone(), trial.before.loaded.clone());
         self.previous = Some(Previous { pinned, loaded });
         self.report_commit(trial.gap, trial.left);
+    }
+
+    /// The old generation drains, whoever is the keeper of the new one.
+    pub(in super::super) async fn retire_standby(&mut self) {
+        let Some(trial) = self.upgrade.as_mut().and_then(|upgrade| upgrade.trial.take()) else { return };
+        if let Some(standby) = trial.standby {
+            self.retire(standby, trial.before.loaded.config.drain).await;
+        }
     }
 
     /// Lets the sessions of a generation that polls no more drain.
@@ -111,7 +122,7 @@ impl Keeper {
         self.fail_upgrade_at(step, reason);
     }
 
-    pub(super) fn fail_upgrade_at(&mut self, step: &'static str, reason: &str) {
+    pub(in super::super) fn fail_upgrade_at(&mut self, step: &'static str, reason: &str) {
         let Some(upgrade) = &mut self.upgrade else { return };
         upgrade.step = step;
         if let Some(task) = upgrade.task.take() {

@@ -33,6 +33,7 @@ pub(super) use probation::SILENCE;
 use probation::Trial;
 pub(super) use probe::Probed;
 pub(super) use report::Reports;
+pub(super) use rollback::{LOST, expulsion};
 
 /// The upgrade that holds the lock.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub(super) struct Upgrade {
     /// Shown as of the last change or tick.
     pub step_started: Instant,
     task: Option<AbortHandle>,
+    /// The new generation is another installation's.
+    pub(super) is_take_over: bool,
     /// Sessions closed by force to make room for the new generation.
     forced: u64,
     /// From the end of the preflight to the commit.
@@ -118,12 +121,56 @@ impl Keeper {
     where
         F: Future<Output = Result<Next, NotNext>> + 'static,
     {
+        let mut upgrade = self.enroll(asked, caller);
+        let (id, ready_timeout) = (upgrade.id, self.config().upgrade.ready_timeout);
+        if asked.no_wait {
+            Self::tell(&upgrade.caller.take(), Line::Done(Reply::Started { id }));
+        }
+        let found = preflight(upgrade.started + ready_timeout);
+        upgrade.task =
+            Some(self.later(async move { Event::Preflighted { upgrade: id, found: found.await.map(Box::new) } }));
+        self.enrolled(upgrade, text, "preflight");
+    }
+
+    /// As [`Self::begin_upgrade`], of an heir that has knocked. Gives the deadline for READY, too.
+    pub(super) fn enroll_take_over(&mut self) -> (u64, Instant) {
+        let asked = Asked { begun_by: "by another installation", dry_run: false, no_wait: false, probation: None };
+        let mut upgrade = self.enroll(&asked, None);
+        (upgrade.is_take_over, upgrade.to) = (true, self.last_generation);
+        let (id, deadline) = (upgrade.id, upgrade.started + self.config().upgrade.ready_timeout);
+        tracing::info!(upgrade = id, "another installation takes over");
+        self.enrolled(upgrade, "another installation takes over".into(), "offer");
+        (id, deadline)
+    }
+
+    /// What is under way for the upgrade, ended with it.
+    pub(super) fn upgrade_task(&mut self, task: AbortHandle) {
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.task = Some(task);
+        }
+    }
+
+    /// At its commit this keeper's own configuration and pools stay.
+    pub(super) fn nothing_changes(&mut self) {
+        let (loaded, pools) = (self.loaded.clone(), self.pools.clone());
+        if let Some(upgrade) = &mut self.upgrade {
+            upgrade.next = Some(Pending { loaded, pools, notes: Vec::new(), added: Vec::new() });
+        }
+    }
+
+    fn enrolled(&mut self, upgrade: Upgrade, text: String, step: &'static str) {
+        let id = upgrade.id;
+        let begun = Happened::new("upgrade_begun", text).upgrade(id).generation(upgrade.to);
+        self.happenings.tell(begun.with("from", upgrade.from).with("dry_run", upgrade.dry_run));
+        self.upgrade = Some(upgrade);
+        self.upgrade_step(id, step);
+    }
+
+    fn enroll(&mut self, asked: &Asked, caller: Caller) -> Upgrade {
         self.last_upgrade += 1;
-        let id = self.last_upgrade;
         let now = Instant::now();
-        let ready_timeout = self.config().upgrade.ready_timeout;
-        let mut upgrade = Upgrade {
-            id,
+        Upgrade {
+            id: self.last_upgrade,
             from: self.serving.unwrap_or(0),
             to: self.last_generation + 1,
             step: "",
@@ -135,21 +182,12 @@ impl Keeper {
             started: now,
             step_started: now,
             task: None,
+            is_take_over: false,
             forced: 0,
             next: None,
             trial: None,
             vetting: None,
-        };
-        if asked.no_wait {
-            Self::tell(&upgrade.caller.take(), Line::Done(Reply::Started { id }));
         }
-        let found = preflight(now + ready_timeout);
-        upgrade.task =
-            Some(self.later(async move { Event::Preflighted { upgrade: id, found: found.await.map(Box::new) } }));
-        let begun = Happened::new("upgrade_begun", text).upgrade(id).generation(upgrade.to);
-        self.happenings.tell(begun.with("from", upgrade.from).with("dry_run", upgrade.dry_run));
-        self.upgrade = Some(upgrade);
-        self.upgrade_step(id, "preflight");
     }
 
     fn may_upgrade(&self, asked: &command::Upgrade) -> Result<(), Failure> {
@@ -162,7 +200,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn may_begin(&self, probation: Option<f64>) -> Result<(), Failure> {
+    pub(super) fn may_begin(&self, probation: Option<f64>) -> Result<(), Failure> {
         self.may_change()?;
         if self.replacing().is_some() {
             return Err(Failure::conflict("proxyd is becoming its new version; nothing changed, try again"));
@@ -187,7 +225,9 @@ impl Keeper {
 
     /// Refuses what must not happen between the start of an upgrade and its commit.
     pub(super) fn not_before_commit(&self) -> Result<(), Failure> {
-        self.upgrade.as_ref().filter(|upgrade| upgrade.trial.is_none()).map_or(Ok(()), |_| self.not_upgrading())
+        // An heir has pools of its own.
+        let binds = |upgrade: &&Upgrade| upgrade.trial.is_none() || upgrade.is_take_over;
+        self.upgrade.as_ref().filter(binds).map_or(Ok(()), |_| self.not_upgrading())
     }
 
     pub(super) fn upgrade_progress(&mut self, id: u64, progress: Progress) {
@@ -200,7 +240,7 @@ impl Keeper {
         }
     }
 
-    fn upgrade_step(&mut self, id: u64, step: &'static str) {
+    pub(super) fn upgrade_step(&mut self, id: u64, step: &'static str) {
         let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| upgrade.id == id) else { return };
         let now = Instant::now();
         if !upgrade.step.is_empty() {
@@ -217,7 +257,7 @@ impl Keeper {
     }
 
     /// Whether this upgrade still holds the lock; what an ended one left behind is of no interest.
-    fn is_under_way(&self, id: u64) -> bool {
+    pub(super) fn is_under_way(&self, id: u64) -> bool {
         self.upgrade.as_ref().is_some_and(|upgrade| upgrade.id == id)
     }
 
@@ -232,6 +272,10 @@ impl Keeper {
         // First: a keeper that ends does not begin to become another.
         self.standing = Standing::ShuttingDown;
         match self.trial() {
+            // An heir is not the keeper before it was told so, and now nobody will tell it.
+            Some(_) if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_take_over) => {
+                self.roll_back("proxyd is shutting down").await;
+            }
             Some(_) => self.finish_probation().await,
             None => self.abandon_upgrade("proxyd is shutting down"),
         }

@@ -88,9 +88,7 @@ impl Keeper {
             });
             Event::Upgraded { upgrade: id, spawned: spawned.await.map(Box::new) }
         });
-        if let Some(upgrade) = &mut self.upgrade {
-            upgrade.task = Some(task);
-        }
+        self.upgrade_task(task);
     }
 }
 

@@ -56,6 +56,13 @@ impl Trial {
     }
 }
 
+impl Trial {
+    /// The time in which nobody polled, and the sessions that were left with the old generation.
+    pub(in super::super) fn figures(&self) -> (Duration, u64) {
+        (self.gap, self.left)
+    }
+}
+
 impl Drop for Trial {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);

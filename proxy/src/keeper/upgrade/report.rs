@@ -64,7 +64,7 @@ impl Keeper {
         }
     }
 
-    pub(super) fn report(&self, upgrade: &Upgrade, result: UpgradeResult, reason: &str) -> UpgradeReport {
+    pub(in super::super) fn report(&self, upgrade: &Upgrade, result: UpgradeResult, reason: &str) -> UpgradeReport {
         UpgradeReport {
             id: upgrade.id,
             result,

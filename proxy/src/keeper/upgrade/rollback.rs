@@ -22,7 +22,7 @@ use crate::observe::scene::Standing;
 /// meanwhile.
 const REVIVAL: Duration = Duration::from_secs(2);
 /// For sessions of a generation that was rolled back, where nothing else limits them and it may never wake.
-const LOST: Duration = Duration::from_secs(30);
+pub(in super::super) const LOST: Duration = Duration::from_secs(30);
 
 impl Keeper {
     pub(in super::super) async fn rollback(&mut self, asked: command::Rollback, caller: Caller) {
@@ -134,7 +134,8 @@ impl Keeper {
     }
 }
 
-async fn expulsion(link: Link, generation: u32, drain: Drain) {
+/// Polls no more, and drains.
+pub(in super::super) async fn expulsion(link: Link, generation: u32, drain: Drain) {
     if let Err(error) = link.stop().await {
         tracing::warn!(generation, %error, "the generation that was rolled back did not confirm that it stopped");
     }

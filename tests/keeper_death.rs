@@ -305,12 +305,17 @@ fn a_rollback_takes_the_binary_that_was_before_or_none() {
 
 #[test]
 fn an_upgrade_that_was_on_probation_has_a_report_of_its_end() {
-    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let (port, backend, green) = (Port::reserve(), Tagged::start("blue"), Tagged::start("green"));
     let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
     assert!(proxy.ctl(&["upgrade", "--probation", "60s", "--no-wait"]).status.success());
     until("it is on probation", DEADLINE, || proxy.status()["upgrade"]["step"] == "probation");
+    // Made to both, so it holds whichever of them serves.
+    assert!(proxy.ctl(&["pool", "set", "pool", &green.address().to_string()]).status.success());
+    let version = proxy.status()["pools"][0]["version"].clone();
     proxy.replace_keeper(slim());
     assert_eq!(proxy.serving(), Some(1));
+    assert_eq!(proxy.status()["pools"][0]["version"], version);
+    assert_eq!(Steady::open(port.address()).tag, "green");
     let last = proxy.ctl(&["--json", "upgrade", "--last"]);
     assert_eq!(last.status.code(), Some(6), "{last:?}");
     let report: serde_json::Value = serde_json::from_slice(&last.stdout).unwrap();

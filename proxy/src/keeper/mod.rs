@@ -16,6 +16,7 @@ mod estate;
 mod event;
 mod generation;
 mod heard;
+mod images;
 mod link;
 mod memory;
 mod next;

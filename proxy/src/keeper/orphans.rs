@@ -1,9 +1,7 @@
 //! A new keeper takes on the workers of one that died: the ledger says who serves, the workers say what was in force.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use admin::command::{SessionsAtUpgrade, UpgradeReport, UpgradeResult};
@@ -15,6 +13,7 @@ use tokio::sync::mpsc;
 use super::attach::Attached;
 use super::event::Event;
 use super::generation::{Deadline, State};
+use super::images::Images;
 use super::next::Loaded;
 use super::owner::{Keeper, Parts};
 use super::pinned::Pinned;
@@ -22,7 +21,7 @@ use super::reaper::{Reaper, is_gone};
 use super::restart::count_lost;
 use super::run::RunError;
 use super::sockets::Sockets;
-use super::state::{BinaryState, GenerationState, KeeperState, instant_of, ms_of};
+use super::state::{GenerationState, KeeperState, instant_of, ms_of};
 use super::upgrade::retirement;
 use crate::observe::events::{Events, Happened};
 use crate::observe::reason::Reason;
@@ -336,66 +335,6 @@ impl Keeper {
             self.happenings.tell(Happened::new("config_pending", text));
         }
     }
-}
-
-/// The programs that the workers run, as they run them: what lies at their paths may be another one by now.
-struct Images(Vec<(String, OwnedFd)>);
-
-impl Images {
-    fn of(workers: &[Attached]) -> Self {
-        let mut images = Vec::new();
-        for worker in workers {
-            match open(worker.pid).and_then(|image| Ok((Pinned::sum_of(&image)?, image))) {
-                Ok(known) => images.push(known),
-                Err(error) => tracing::warn!(generation = worker.generation, %error, "its binary cannot be read"),
-            }
-        }
-        Self(images)
-    }
-
-    fn at(&self, state: &KeeperState, place: usize, own: &Rc<Pinned>) -> Rc<Pinned> {
-        state.binaries.get(place).map_or_else(|| own.clone(), |binary| self.pinned(binary, own))
-    }
-
-    /// For a rollback: exactly this one or none.
-    fn same(&self, state: &KeeperState, place: usize, own: &Rc<Pinned>) -> Option<Rc<Pinned>> {
-        let binary = state.binaries.get(place)?;
-        let same = self.exactly(binary, own);
-        if same.is_none() {
-            tracing::warn!(path = %binary.path.display(), sha256 = binary.sha256, "the binary before this one is nowhere to be had any more: there is nothing to roll back to");
-        }
-        same
-    }
-
-    /// From a process that runs it, else this keeper's own or what lies at its path, if that is the same.
-    fn exactly(&self, binary: &BinaryState, own: &Rc<Pinned>) -> Option<Rc<Pinned>> {
-        let run = self.0.iter().find(|(sha256, _)| *sha256 == binary.sha256);
-        if let Some(image) = run.and_then(|(_, image)| image.try_clone().ok()) {
-            return Some(Rc::new(binary.pinned(image)));
-        }
-        if own.sha256 == binary.sha256 {
-            return Some(own.clone());
-        }
-        let found = Pinned::of(&binary.path).ok().filter(|found| found.sha256 == binary.sha256)?;
-        Some(Rc::new(found.known_as(binary.version.clone(), binary.build.clone())))
-    }
-
-    /// For a worker that has to start: another one is better than none.
-    fn pinned(&self, binary: &BinaryState, own: &Rc<Pinned>) -> Rc<Pinned> {
-        if let Some(same) = self.exactly(binary, own) {
-            return same;
-        }
-        let path = &binary.path;
-        tracing::warn!(path = %path.display(), sha256 = binary.sha256, "no worker runs the pinned binary any more; what lies at its path is taken");
-        Pinned::of(path).map(Rc::new).unwrap_or_else(|error| {
-            tracing::error!(%error, "not usable either; this keeper's own binary is taken instead");
-            own.clone()
-        })
-    }
-}
-
-fn open(pid: u32) -> io::Result<OwnedFd> {
-    Ok(File::open(format!("/proc/{pid}/exe"))?.into())
 }
 
 #[cfg(test)]

@@ -33,8 +33,8 @@ fn heir(proxy: &Proxy) -> Child {
 
 /// The pid of the keeper that answers the operator, if one does now.
 fn keeper(proxy: &Proxy) -> Option<u32> {
-    let answer = proxy.http("/v1/status").ok().filter(|answer| answer.status == 200)?;
-    let status: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+    let answer = proxy.ctl(&["--json", "status"]);
+    let status: serde_json::Value = serde_json::from_slice(&answer.stdout).ok()?;
     status["keeper"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())
 }
 

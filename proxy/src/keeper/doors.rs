@@ -40,19 +40,28 @@ impl Doors {
         tcp: Option<OwnedFd>,
         door: KeeperDoor,
     ) -> Result<Self, RunError> {
+        let listen = |address: SocketAddr| {
+            let bound = std::net::TcpListener::bind(address);
+            bound.map(OwnedFd::from).map_err(|source| RunError::AdminListen { address, source })
+        };
+        let tcp = match tcp {
+            Some(handed) => Ok(Some(handed)),
+            None => admin.listen.map(listen).transpose(),
+        };
+        let tcp = match tcp {
+            Ok(tcp) => tcp,
+            Err(error) => {
+                // The file stays another keeper's.
+                unix.into_iter().for_each(|(_, path)| path.leave());
+                return Err(error);
+            }
+        };
         let (unix, path) = match unix {
             Some(handed) => handed,
             None => {
                 let (unix, path) = socket::bind_socket(&admin.socket)?;
                 (unix.into_std()?.into(), path)
             }
-        };
-        let listen = |address: SocketAddr| {
-            std::net::TcpListener::bind(address).map_err(|source| RunError::AdminListen { address, source })
-        };
-        let tcp = match tcp {
-            Some(handed) => Some(handed),
-            None => admin.listen.map(listen).transpose()?.map(OwnedFd::from),
         };
         Ok(Self::of(unix, tcp, Some(path), door))
     }

@@ -106,8 +106,10 @@ fn doors(
         Some((entry, fd.try_clone().ok()?))
     };
     // By its file: it was bound under another name before it got this one.
-    let file = legacy.and_then(|legacy| socket::adopt_path(&admin.socket, legacy.admin_file));
-    let unix = given(ADMIN_UNIX).zip(file).map(|((_, fd), file)| (fd, file));
+    let unix = legacy.zip(given(ADMIN_UNIX)).and_then(|(legacy, (_, fd))| {
+        let file = socket::adopt_path(&admin.socket, legacy.admin_file)?;
+        Some((fd, file))
+    });
     let same = |entry: &Entry| admin.listen.is_some_and(|address| entry.address == address.to_string());
     let tcp = given(ADMIN_TCP).filter(|(entry, _)| same(entry)).map(|(_, fd)| fd);
     Doors::bind_rest(admin, unix, tcp, door.clone())

@@ -176,7 +176,8 @@ fn an_heir_on_probation_goes_on_if_the_keeper_dies() {
     streams.stop().assert_clean();
     load.stop().assert_clean();
     until("it ends with its last session", DEADLINE, || generations(&proxy) == [(2, "serving".to_owned())]);
-    proxy.upgrade();
+    let report = proxy.ctl_json(&["upgrade", "--probation", "0s"]);
+    assert_eq!((&report["result"], &report["id"]), (&"committed".into(), &2.into()), "{report}");
 }
 
 #[test]

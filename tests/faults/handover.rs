@@ -9,6 +9,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::harness::child::{Process, send};
 use crate::harness::{Tally, until};
+use crate::old::only_lost;
 use crate::row::{DEADLINE, READY, Row, moment, rounds};
 use crate::spawn::newcomer;
 use crate::strace::Strace;
@@ -36,7 +37,6 @@ fn f01_to_f07_the_new_process_is_killed_at_any_moment() {
 
 /// Before the commit: nothing has happened. After it: the new generation is the truth, and its loss a crash like any other.
 fn outcome(row: &Row, before: &crate::row::Snapshot, output: &Output) {
-    let crashed = |tally: &Tally| if output.status.success() { tally.reset } else { lost(row, tally) };
     if output.status.success() {
         println!("killed after commit");
         until("a worker serves again", DEADLINE, || row.proxy.serving().is_some() && row.proxy.is_ready());
@@ -47,13 +47,7 @@ fn outcome(row: &Row, before: &crate::row::Snapshot, output: &Output) {
         until("it is reaped", DEADLINE, || row.proxy.serving() == Some(before.generation));
         row.cleaned("a kill before commit");
     }
-    row.serves_in_spite_of(crashed);
-}
-
-/// A new generation may have taken connections between its first poll and its death; no others may be lost.
-fn lost(row: &Row, tally: &Tally) -> u64 {
-    let crashed = [("reason", "worker_crashed")];
-    tally.reset.min(row.proxy.metrics().count("proxyd_sessions_closed_total", &crashed))
+    row.serves_in_spite_of(|tally| only_lost(row, tally));
 }
 
 fn killed_ones_only(tally: &Tally) {

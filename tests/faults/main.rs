@@ -9,9 +9,11 @@
 mod harness;
 
 mod binary;
+mod cgroup;
 mod clock;
 mod files;
 mod handover;
+mod handshake;
 mod limits;
 mod listeners;
 mod old;

@@ -16,9 +16,9 @@ const KILLS: u32 = 6;
 pub(crate) const STREAMS: u32 = 5;
 pub(crate) const PACE: Pace = Pace { frame: 500, every: Duration::from_millis(20) };
 
-/// Nothing but resets, and no more of them than sessions that are counted as lost with their worker.
+/// Nothing but resets, and no more of them than sessions that were lost with their worker.
 pub(crate) fn only_lost(row: &Row, tally: &Tally) -> u64 {
-    let lost = row.proxy.metrics().count("proxyd_sessions_closed_total", &[("reason", "worker_crashed")]);
+    let lost = row.lost_with_workers();
     assert!(tally.reset <= lost, "{} resets, {lost} sessions lost: {tally:?}", tally.reset);
     tally.reset
 }

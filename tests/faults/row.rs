@@ -17,6 +17,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) const READY: Duration = Duration::from_secs(2);
 /// New connections a second.
 pub(crate) const RATE: u32 = 500;
+/// Of data, in each worker: what the harness configures.
+const THREADS: u64 = 2;
 /// Connections that must be served between two injections: it is under load that things go wrong.
 const SERVED: u64 = 50;
 
@@ -138,6 +140,16 @@ impl Row {
 
     pub(crate) fn upgrades_counted(&self, result: &str) -> u64 {
         self.proxy.metrics().count("proxyd_upgrades_total", &[("result", result)])
+    }
+
+    /// Sessions that went with a killed worker: those on record, and for each of its threads one that it had accepted and not
+    /// put on record yet.
+    pub(crate) fn lost_with_workers(&self) -> u64 {
+        let metrics = self.proxy.metrics();
+        let recorded = metrics.count("proxyd_sessions_closed_total", &[("reason", "worker_crashed")]);
+        let restarted = metrics.count("proxyd_worker_restarts_total", &[]);
+        let at_commit = self.proxy.stderr().matches("upgrade failed at commit").count() as u64;
+        recorded + THREADS * (restarted + self.upgrades_counted("rolled_back") + at_commit)
     }
 
     /// After a failed upgrade: counted once, same generation, same process, nothing left of what was tried.

@@ -85,6 +85,16 @@ fn f18_a_binary_of_versions_we_do_not_speak() {
     );
 }
 
+/// The answer of another time: each preflight asks with a token of its own.
+#[test]
+fn h8_a_passport_that_was_not_asked_for() {
+    let range = r#"{"min":1,"max":1}"#;
+    let passport = format!(
+        r#"preflight:print:{{"token":"0123456789abcdef","version":"9","build":"x","handoff":{range},"ledger":{range}}}"#
+    );
+    impostors("H8", &[(&passport, &["is not a proxyd: --preflight printed"])]);
+}
+
 #[test]
 fn f19_somebody_else_answers() {
     let mut table: Vec<(&str, &[&str])> = vec![("worker:child", &["a record from pid ", " was expected"])];

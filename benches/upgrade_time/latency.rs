@@ -1,6 +1,7 @@
 //! Clients at a steady rate: each connects, reads the first byte that the backend sends, and leaves. The time between is
 //! what a listener that nobody polls would show in.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -9,15 +10,18 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Of the second around an upgrade, before its beginning.
 const BEFORE: Duration = Duration::from_millis(200);
 
+type Seen = Arc<Mutex<Vec<io::Result<Duration>>>>;
+
 #[derive(Debug)]
 pub(crate) struct Clients {
-    seen: Arc<Mutex<Vec<Duration>>>,
+    seen: Seen,
     /// Ends them when dropped.
     _runtime: Runtime,
 }
@@ -42,7 +46,8 @@ impl Clients {
     }
 
     fn take(&self) -> Vec<Duration> {
-        std::mem::take(&mut *self.seen.lock().expect("no holder panics"))
+        let seen = std::mem::take(&mut *self.seen.lock().expect("no holder panics"));
+        seen.into_iter().map(|one| one.expect("nobody is refused or reset")).collect()
     }
 }
 
@@ -52,19 +57,23 @@ fn rest(begun: Instant, time: Duration) {
     }
 }
 
-async fn open_at_rate(address: SocketAddr, rate: u32, seen: Arc<Mutex<Vec<Duration>>>) {
+async fn open_at_rate(address: SocketAddr, rate: u32, seen: Seen) {
     let mut tick = interval(SECOND / rate);
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut open = JoinSet::new();
     loop {
         tick.tick().await;
-        let seen = Arc::clone(&seen);
-        drop(tokio::spawn(async move {
-            let begun = Instant::now();
-            let mut stream = TcpStream::connect(address).await.expect("nobody is refused");
-            stream.read_u8().await.expect("nobody is reset");
-            seen.lock().expect("no holder panics").push(begun.elapsed());
-        }));
+        open.spawn(visit(address));
+        while let Some(done) = open.try_join_next() {
+            seen.lock().expect("no holder panics").push(done.expect("a client does not panic"));
+        }
     }
+}
+
+async fn visit(address: SocketAddr) -> io::Result<Duration> {
+    let begun = Instant::now();
+    TcpStream::connect(address).await?.read_u8().await?;
+    Ok(begun.elapsed())
 }
 
 /// What was seen in quiet seconds, and in those around an upgrade.

@@ -156,11 +156,7 @@ impl Link {
         self.ask("what is under way", Request::Rest).await
     }
 
-    async fn ask<T>(
-        &self,
-        what: &'static str,
-        request: impl FnOnce(Reply<T>) -> Request,
-    ) -> Result<T, LinkError> {
+    async fn ask<T>(&self, what: &'static str, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, LinkError> {
         self.ask_within(ANSWER, what, request).await
     }
 
@@ -230,11 +226,11 @@ impl Line {
         match request {
             Request::Commit(reply) => {
                 let sent = self.predecessor.send(Down::Commit).await;
-                self.open.polling = settled(sent, reply)?.or(self.open.polling.take());
+                self.open.polling = settled(sent, reply)?.or_else(|| self.open.polling.take());
             }
             Request::Stop(reply) => {
                 let sent = self.predecessor.send(Down::Stop).await;
-                self.open.stopped = settled(sent, reply)?.or(self.open.stopped.take());
+                self.open.stopped = settled(sent, reply)?.or_else(|| self.open.stopped.take());
             }
             Request::Order(body, reply) => {
                 self.open.next_order += 1;
@@ -245,7 +241,7 @@ impl Line {
             Request::Sockets(sockets, reply) => {
                 let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
                 let sent = self.predecessor.send(Down::Sockets(&borrowed)).await;
-                self.open.sockets = settled(sent, reply)?.or(self.open.sockets.take());
+                self.open.sockets = settled(sent, reply)?.or_else(|| self.open.sockets.take());
             }
             Request::Door(door, reply) => done(self.predecessor.send(Down::Door(door.as_fd())).await, reply)?,
             Request::Segment(index, fd, reply) => {

@@ -73,11 +73,11 @@ impl fmt::Debug for Child {
 /// Who tells of the end.
 enum Told {
     /// The reaper, who has the status.
-    ByReaper(oneshot::Receiver<Exit>),
+    Reaper(oneshot::Receiver<Exit>),
     /// The pidfd, of a process that is no child of ours.
-    ByPidfd(AsyncFd<OwnedFd>),
+    Pidfd(AsyncFd<OwnedFd>),
     /// The end of its channel.
-    ByChannel(std::pin::Pin<Box<dyn Future<Output = ()>>>),
+    Channel(std::pin::Pin<Box<dyn Future<Output = ()>>>),
 }
 
 /// A process, held by a pidfd so that a signal never reaches another one that got its pid.
@@ -113,20 +113,20 @@ impl Child {
     /// A process that is known by the other end of its channel alone; `pid` is what it says of itself.
     pub(super) fn remote(pid: u32, link: &Link) -> Self {
         let process = Process { pid, hold: Hold::Channel(link.severing()) };
-        Self { process, exit: Told::ByChannel(Box::pin(link.ended())) }
+        Self { process, exit: Told::Channel(Box::pin(link.ended())) }
     }
 
     /// Waits for the end. Cancel-safe.
     pub(super) async fn exited(&mut self) -> Exit {
         match &mut self.exit {
             // The sender goes away only together with the reaper, at the end of the process.
-            Told::ByReaper(exit) => exit.await.unwrap_or(Exit::Status(0)),
-            Told::ByPidfd(pidfd) => {
+            Told::Reaper(exit) => exit.await.unwrap_or(Exit::Status(0)),
+            Told::Pidfd(pidfd) => {
                 // It fails only at the end of the runtime.
                 let _ = pidfd.readable().await;
                 Exit::Unknown
             }
-            Told::ByChannel(ended) => {
+            Told::Channel(ended) => {
                 ended.await;
                 Exit::Silent
             }
@@ -157,7 +157,7 @@ impl Reaper {
         self.waiting.borrow_mut().insert(pid, sender);
         let known = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("pid 0"))?;
         let pidfd = pidfd_open(known, PidfdFlags::empty())?;
-        Ok(Child { process: Process { pid: child, hold: Hold::Pidfd(Rc::new(pidfd)) }, exit: Told::ByReaper(exit) })
+        Ok(Child { process: Process { pid: child, hold: Hold::Pidfd(Rc::new(pidfd)) }, exit: Told::Reaper(exit) })
     }
 
     /// Watches a worker of an earlier keeper, which this process did not start.
@@ -168,7 +168,7 @@ impl Reaper {
         let raw = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
         let pidfd = pidfd_open(raw.ok_or_else(|| io::Error::other("not a pid"))?, PidfdFlags::empty())?;
         let seen = handoff::os::watch(pidfd.try_clone()?)?;
-        Ok(Child { process: Process { pid, hold: Hold::Pidfd(Rc::new(pidfd)) }, exit: Told::ByPidfd(seen) })
+        Ok(Child { process: Process { pid, hold: Hold::Pidfd(Rc::new(pidfd)) }, exit: Told::Pidfd(seen) })
     }
 
     /// [`Self::watch`] or [`Self::adopt_stranger`], as it is our child or not. A child of ours that has died is still there.

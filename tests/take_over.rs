@@ -168,7 +168,7 @@ fn an_heir_on_probation_goes_on_if_the_keeper_dies() {
     proxy.signal(Signal::SIGKILL);
     proxy.wait_exit(DEADLINE);
     until("the heir is the keeper", DEADLINE, || is_keeper(&proxy, &mut heir));
-    proxy.follow(heir);
+    wait_exit(&mut proxy.follow(heir), "the keeper that was killed", DEADLINE);
     more(&load, 50);
     until("the worker before drains", DEADLINE, || {
         generations(&proxy) == [(1, "draining".to_owned()), (2, "serving".to_owned())]

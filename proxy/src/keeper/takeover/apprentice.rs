@@ -207,7 +207,7 @@ impl Keeper {
     fn order_on_trial(&mut self, id: u64, body: &[u8]) {
         if let Ok(behest) = serde_json::from_slice::<Behest>(body) {
             return match behest {
-                Behest::Own(legacy) if !self.closing => self.named_heir(id, *legacy),
+                Behest::Own(legacy) if !self.closing => self.begin_to_inherit(id, *legacy),
                 _ => self.answer_on_trial(id, &Response::Refused { why: "not now".into() }),
             };
         }
@@ -230,7 +230,7 @@ impl Keeper {
         }
     }
 
-    fn named_heir(&mut self, id: u64, legacy: Legacy) {
+    fn begin_to_inherit(&mut self, id: u64, legacy: Legacy) {
         self.inheritance = Some(super::Inheritance { order: Some(id), legacy: Some(legacy) });
     }
 

@@ -158,6 +158,7 @@ fn f39_the_new_worker_is_stopped_on_probation() {
         new.signal(Signal::SIGCONT);
         row.cleaned("F39");
         row.serves();
+        row.catches_up();
     }
     row.ends_well();
 }
@@ -178,6 +179,7 @@ fn f39_the_new_worker_is_stopped_after_its_commit() {
         new.signal(Signal::SIGCONT);
         row.cleaned("F39");
         row.serves();
+        row.catches_up();
     }
     row.ends_well();
 }

@@ -192,6 +192,14 @@ impl Row {
         assert_eq!(tally.faults() - price(&tally), 0, "{tally:?}");
     }
 
+    /// Those who had to wait are served: another wait on top of it would be an overload, not a fault.
+    pub(crate) fn catches_up(&self) {
+        until("those who waited are served", DEADLINE, || {
+            let tally = self.load.tally();
+            tally.opened - tally.clean - tally.faults() < SERVED
+        });
+    }
+
     pub(crate) fn upgrades(&self) -> Value {
         let report = self.proxy.upgrade();
         until("one generation is left", DEADLINE, || generations(&self.proxy) == 1);

@@ -126,6 +126,8 @@ pub(super) struct Stand {
 impl Stand {
     /// Served from now on.
     pub(super) fn open(mut doors: Doors, claimed: StateDir, keeper: &Keeper) -> io::Result<Self> {
+        // Who asks now sees what was taken on, not an empty keeper.
+        keeper.publish();
         doors.open()?;
         Ok(Self { doors, claimed, entrance: entrance(keeper) })
     }

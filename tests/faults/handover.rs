@@ -48,6 +48,7 @@ fn outcome(row: &Row, before: &crate::row::Snapshot, output: &Output) {
         row.cleaned("a kill before commit");
     }
     row.serves_in_spite_of(|tally| only_lost(row, tally));
+    row.catches_up();
 }
 
 fn killed_ones_only(tally: &Tally) {

@@ -27,6 +27,7 @@ pub(crate) fn at_rest_again(row: &Row) {
     until("a worker serves", DEADLINE, || row.proxy.serving().is_some() && row.proxy.is_ready());
     row.cleaned("a kill");
     row.serves_in_spite_of(|tally| only_lost(row, tally));
+    row.catches_up();
 }
 
 pub(crate) fn ends(row: Row) {

@@ -19,7 +19,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts in the block of `writer`, whose segment has the name [`names::keeper`].
+    /// Counts in the block of `writer`, whose segment has the name [`mod@names::keeper`].
     pub fn of(writer: &Writer) -> Self {
         let name = writer.segment().find(names::KEEPER, "");
         Self { counters: name.map(|name| writer.counters(name)) }

@@ -4,18 +4,16 @@
 mod harness;
 
 use std::fs;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use harness::child::{Guarded, Process, send, wait_exit};
-use harness::peer::find;
+use harness::child::{Process, send, wait_exit};
 use harness::slim::copy;
 use harness::{
-    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, slim, until,
-    until_some,
+    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Strace, Tagged, Twins, slim,
+    twin_of, until, until_some,
 };
 use nix::sys::signal::Signal;
 
@@ -217,12 +215,11 @@ fn a_file_that_was_changed_meanwhile_is_pending_until_it_is_reloaded() {
 #[test]
 fn a_keeper_that_took_workers_on_still_upgrades_itself() {
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
-    let place = tempfile::tempdir().unwrap();
-    let other = other(place.path(), "other");
-    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
+    let binaries = Twins::new();
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     let mut session = Steady::open(port.address());
-    proxy.replace_keeper(slim());
-    let report = proxy.ctl_json(&["upgrade", "--binary", path(&other)]);
+    proxy.replace_keeper(&binaries.path("a"));
+    let report = proxy.ctl_json(&["upgrade", "--binary", path(&binaries.path("b"))]);
     assert_eq!((&report["result"], &report["keeper"]), (&"committed".into(), &"upgraded".into()), "{report}");
     session.assert_alive();
     assert_eq!(generations(&proxy), [(1, "draining".to_owned()), (2, "serving".to_owned())]);
@@ -231,36 +228,21 @@ fn a_keeper_that_took_workers_on_still_upgrades_itself() {
     assert_eq!(Census::of(proxy.keeper_pid()).unwrap().zombies, 0);
 }
 
-/// A program that differs from the first one in nothing but its bytes.
-fn other(place: &Path, name: &str) -> PathBuf {
-    let path = place.join(name);
-    copy(slim(), &path);
-    // What follows the sections of an ELF file is not looked at.
-    fs::File::options().append(true).open(&path).unwrap().write_all(name.as_bytes()).unwrap();
-    path
-}
-
 /// It was not started by this keeper, so nobody keeps its status: it is gone without a trace when the new image looks.
 #[test]
 fn a_worker_that_was_taken_on_may_end_while_the_keeper_replaces_itself() {
-    let Some(strace) = find("strace") else { return println!("skipped: no strace") };
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
-    let place = tempfile::tempdir().unwrap();
-    let other = other(place.path(), "other");
-    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
+    let binaries = Twins::new();
+    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     let mut session = Steady::open(port.address());
-    proxy.replace_keeper(slim());
+    proxy.replace_keeper(&binaries.path("a"));
     let first = Process::of(proxy.serving_pid()).unwrap();
-    // Of the keeper alone, not of its children: there is time to act before the new image begins.
-    let mut strace = Command::new(strace);
-    strace.args(["-qq", "-e", "signal=none", "-e", "trace=execve", "-e", "inject=execve:delay_enter=6000000"]);
-    strace.args(["-o", "/dev/null", "-p", &proxy.keeper_pid().to_string()]);
-    let strace = Guarded::new(strace.stderr(Stdio::null()).spawn().unwrap(), Signal::SIGTERM);
-    until("the keeper is traced", DEADLINE, || {
-        let status = fs::read_to_string(format!("/proc/{}/status", proxy.keeper_pid())).unwrap();
-        status.lines().any(|line| line == format!("TracerPid:\t{}", strace.pid()))
-    });
-    let mut upgrade = proxy.ctl_command(&["upgrade", "--binary", path(&other)]).stdout(Stdio::null()).spawn().unwrap();
+    // There is time to act before the new image begins.
+    let Some(strace) = Strace::attach_one(proxy.keeper_pid(), &["execve:delay_enter=6000000"], "execve") else {
+        return;
+    };
+    let mut upgrade =
+        proxy.ctl_command(&["upgrade", "--binary", path(&binaries.path("b"))]).stdout(Stdio::null()).spawn().unwrap();
     until("it is about to become the new version", DEADLINE, || proxy.stderr().contains("the keeper becomes"));
     let moment = Instant::now() + Duration::from_millis(500);
     until("it is in the middle of it", DEADLINE, || Instant::now() >= moment);
@@ -279,12 +261,12 @@ fn a_worker_that_was_taken_on_may_end_while_the_keeper_replaces_itself() {
 #[test]
 fn a_rollback_takes_the_binary_that_was_before_or_none() {
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
-    let place = tempfile::tempdir().unwrap();
-    let [first, second] = ["first", "second"].map(|name| other(place.path(), name));
+    let binaries = Twins::new();
+    let [first, second] = ["a", "b"].map(|name| binaries.path(name));
     let mut proxy = Starter::with_binary(&conf(&port, backend.address()), &first).start();
     assert!(proxy.ctl(&["upgrade", "--binary", path(&second)]).status.success());
     until("the first one is gone", DEADLINE, || generations(&proxy).len() == 1);
-    let kept = place.path().join("kept");
+    let kept = binaries.path("kept");
     fs::rename(&first, &kept).unwrap();
     fs::copy(&second, &first).unwrap();
     proxy.replace_keeper(&second);
@@ -299,8 +281,7 @@ fn a_rollback_takes_the_binary_that_was_before_or_none() {
     proxy.replace_keeper(&second);
     let rolled_back = proxy.ctl(&["rollback"]);
     assert!(rolled_back.status.success(), "{rolled_back:?}");
-    let runs = fs::read(format!("/proc/{}/exe", proxy.serving_pid())).unwrap();
-    assert!(runs.ends_with(b"first"), "the binary that was before");
+    assert_eq!(twin_of(proxy.serving_pid()), 'a', "the binary that was before");
 }
 
 #[test]

@@ -7,12 +7,12 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
+use crate::harness::Strace;
 use crate::harness::child::{Process, send};
 use crate::harness::{Tally, until};
 use crate::old::only_lost;
 use crate::row::{DEADLINE, READY, Row, moment, rounds};
 use crate::spawn::newcomer;
-use crate::strace::Strace;
 
 /// From the start of the new process to commit, with time to spare, so that some moments come too late.
 const WHOLE: Duration = Duration::from_millis(12);

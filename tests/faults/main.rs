@@ -22,4 +22,3 @@ mod row;
 mod signals;
 mod spawn;
 mod storms;
-mod strace;

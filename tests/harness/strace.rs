@@ -3,31 +3,34 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::child::Guarded;
-use crate::harness::{peer, until};
-use crate::row::DEADLINE;
+use super::child::Guarded;
+use super::peer::peer;
+use super::wait::until;
+
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Attached to a process; lets it go when dropped.
 #[derive(Debug)]
-pub(crate) struct Strace(Guarded);
+pub struct Strace(Guarded);
 
 impl Strace {
     /// To a process and what it starts, each of `inject` as strace has it: `sendmsg:signal=KILL:when=2`.
     /// `None` after saying so where there is no strace.
-    pub(crate) fn attach(pid: u32, inject: &[&str], trace: &str) -> Option<Self> {
+    pub fn attach(pid: u32, inject: &[&str], trace: &str) -> Option<Self> {
         Self::run(pid, &["-f"], inject, trace, "/dev/null".as_ref())
     }
 
     /// To the thread that a process began with, and nothing else.
-    pub(crate) fn attach_one(pid: u32, inject: &[&str], trace: &str) -> Option<Self> {
+    pub fn attach_one(pid: u32, inject: &[&str], trace: &str) -> Option<Self> {
         Self::run(pid, &[], inject, trace, "/dev/null".as_ref())
     }
 
     /// Injects nothing; the calls are in `log`.
-    pub(crate) fn watch(pid: u32, trace: &str, log: &Path) -> Option<Self> {
+    pub fn watch(pid: u32, trace: &str, log: &Path) -> Option<Self> {
         Self::run(pid, &[], &[], trace, log)
     }
 
@@ -45,7 +48,7 @@ impl Strace {
     }
 
     /// After which nothing is injected any more.
-    pub(crate) fn detach(self, pid: u32) {
+    pub fn detach(self, pid: u32) {
         drop(self.0);
         until("strace is gone", DEADLINE, || !is_traced(pid));
     }

@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::child::{Guarded, Process, send, wait_exit};
-use harness::peer::find;
 use harness::{
-    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, Twins, ask, twin_of,
+    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Strace, Tagged, Twins, ask, twin_of,
     until,
 };
 use nix::sys::signal::Signal;
@@ -25,7 +24,6 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn upgrade(proxy: &Proxy, binary: &Path) -> Value {
     let report = proxy.ctl_json(&["upgrade", "--binary", binary.to_str().unwrap()]);
     assert_eq!(report["result"], "committed", "{report}");
-    proxy.status();
     report
 }
 
@@ -213,17 +211,14 @@ fn who_waits_for_a_report_is_sent_to_the_next_image_too() {
 /// `execve` itself fails: everything that was prepared for it is taken back.
 #[test]
 fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
-    let Some(strace) = find("strace") else { return println!("skipped: no strace") };
     let (port, backend, binaries) = (Port::reserve(), Tagged::start("blue"), Twins::new());
     let proxy = Starter::with_binary(&conf(&port, backend.address()), &binaries.path("a")).start();
     let mut session = Steady::open(port.address());
     let before = Census::of(proxy.keeper_pid()).unwrap();
     // Of the keeper alone, not of its children.
     let traced = proxy.directory().join("traced");
-    let mut strace = Command::new(strace);
-    strace.args(["-e", "trace=execve,epoll_wait", "-e", "inject=execve:error=ENOMEM", "-o"]).arg(&traced);
-    let strace = strace.args(["-p", &proxy.keeper_pid().to_string()]).stderr(Stdio::null()).spawn().unwrap();
-    let strace = Guarded::new(strace, Signal::SIGTERM);
+    let (keeper, injection) = (proxy.keeper_pid(), ["execve:error=ENOMEM"]);
+    let Some(strace) = Strace::watch(keeper, &injection, "execve,epoll_wait", &traced) else { return };
     // It is being attached for a while before its first call is seen.
     until("the keeper is traced", DEADLINE, || {
         fs::read_to_string(&traced)
@@ -235,7 +230,7 @@ fn a_failing_exec_leaves_the_keeper_as_it_is_and_the_upgrade_committed() {
     assert_eq!(runs(&proxy), 'a');
     session.assert_alive();
     Steady::open(port.address()).assert_alive();
-    drop(strace);
+    strace.detach(keeper);
     proxy.signal(Signal::SIGHUP);
     until("it hears signals", DEADLINE, || {
         proxy.metrics().value("proxyd_config_reloads_total", &[("result", "applied")]) == Some(1.0)

@@ -200,7 +200,7 @@ fn f51_only_the_process_itself_is_signalled() {
     let Some(path) = row.impostor("worker:hang") else { return };
     let log = row.proxy.directory().join("calls");
     let calls = "kill,tkill,tgkill,pidfd_send_signal";
-    let Some(strace) = Strace::watch(keeper, calls, &log) else { return };
+    let Some(strace) = Strace::watch(keeper, &[], calls, &log) else { return };
     row.refuses("F51", &["--binary", &path], &["spawn"], &["was not READY"]);
     strace.detach(keeper);
     let calls = fs::read_to_string(&log).unwrap();

@@ -1,6 +1,7 @@
 //! Processes: asked by pid, signalled by pid, and ended with the test that started them.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
 
@@ -86,6 +87,15 @@ pub fn children(pid: u32) -> Vec<u32> {
         .expect("/proc is there")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|child| stat(*child).is_some_and(|stat| stat.field(4) == u64::from(pid)))
+        .collect()
+}
+
+/// Processes whose standard error is this file.
+pub fn with_stderr(file: &Path) -> Vec<Process> {
+    let pids = fs::read_dir("/proc").into_iter().flatten();
+    pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|target| target == file))
+        .filter_map(Process::of)
         .collect()
 }
 

@@ -1,11 +1,9 @@
 //! The real `proxyd` under test, and `proxyctl` asking it.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -94,8 +92,7 @@ impl Starter {
     pub fn try_start(mut self) -> Result<Proxy, Exited> {
         let keeper = self.command.spawn().expect("proxyd can be executed");
         let id = Process::of(keeper.id()).expect("a child stays at least a zombie");
-        let mut proxy =
-            Proxy { keeper, id, directory: self.directory, admin: self.admin, known: Mutex::new(BTreeSet::new()) };
+        let mut proxy = Proxy { keeper, id, directory: self.directory, admin: self.admin };
         let ended = until_some("proxyd is ready or has ended", START, || match proxy.exit_status() {
             Some(status) => Some(Some(status)),
             None => proxy.is_ready().then_some(None),
@@ -120,8 +117,6 @@ pub struct Proxy {
     id: Process,
     directory: TempDir,
     admin: Port,
-    /// Every worker ever seen: workers outlive a killed keeper, so they are ended one by one.
-    known: Mutex<BTreeSet<Process>>,
 }
 
 /// Asking.
@@ -195,9 +190,7 @@ impl Proxy {
     }
 
     pub fn status(&self) -> Value {
-        let status = self.ctl_json(&["status"]);
-        self.remember(&status);
-        status
+        self.ctl_json(&["status"])
     }
 
     /// Upgrades to the same binary; the report.
@@ -236,20 +229,6 @@ impl Proxy {
         let serving = self.serving().expect("a generation serves");
         self.worker_pid(serving).expect("the serving generation has a process")
     }
-
-    fn remember(&self, status: &Value) {
-        let live = generations(status).filter(|one| one["state"] != "gone");
-        let pids = live.filter_map(|one| u32::try_from(one["pid"].as_u64()?).ok());
-        self.note(pids.collect());
-    }
-
-    fn note(&self, pids: Vec<u32>) {
-        // 0 stands for no process; it would name all of our own group.
-        let ours = pids.into_iter().filter(|pid| *pid != 0).filter_map(Process::of);
-        if let Ok(mut known) = self.known.lock() {
-            known.extend(ours);
-        }
-    }
 }
 
 /// Changing.
@@ -283,9 +262,7 @@ impl Proxy {
     /// Another process is the keeper now; gives the one that was.
     pub fn follow(&mut self, heir: Child) -> Child {
         self.id = Process::of(heir.id()).expect("a child stays at least a zombie");
-        let before = std::mem::replace(&mut self.keeper, heir);
-        self.status();
-        before
+        std::mem::replace(&mut self.keeper, heir)
     }
 
     /// Kills the keeper and starts another one; returns when that is ready.
@@ -293,7 +270,6 @@ impl Proxy {
     /// # Panics
     /// If that one ends.
     pub fn replace_keeper(&mut self, binary: &Path) {
-        self.status();
         self.signal(Signal::SIGKILL);
         self.wait_exit(START);
         self.begin_again(binary);
@@ -310,7 +286,6 @@ impl Proxy {
             assert_eq!(self.exit_status(), None, "the next keeper ended: {}", self.stderr());
             self.is_ready()
         });
-        self.status();
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -359,11 +334,9 @@ fn contents(mut file: File) -> Vec<u8> {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // Workers that no status has named yet are still children of a living keeper.
-        self.note(child::children(self.id.pid()));
         child::end(&mut self.keeper, Signal::SIGTERM);
-        let known = self.known.lock().map(|known| known.clone()).unwrap_or_default();
-        known.into_iter().for_each(|worker| worker.signal(Signal::SIGKILL));
+        // Workers outlive a keeper that was killed, and nobody may know of them any more: but all of them log where it did.
+        child::with_stderr(&self.directory.path().join("stderr")).into_iter().for_each(|one| one.signal(Signal::SIGKILL));
         if std::thread::panicking() {
             eprintln!("--- what proxyd logged ---\n{}---", self.stderr());
         }

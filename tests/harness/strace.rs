@@ -29,9 +29,9 @@ impl Strace {
         Self::run(pid, &[], inject, trace, "/dev/null".as_ref())
     }
 
-    /// Injects nothing; the calls are in `log`.
-    pub fn watch(pid: u32, trace: &str, log: &Path) -> Option<Self> {
-        Self::run(pid, &[], &[], trace, log)
+    /// To the thread that a process began with; the calls are in `log`.
+    pub fn watch(pid: u32, inject: &[&str], trace: &str, log: &Path) -> Option<Self> {
+        Self::run(pid, &[], inject, trace, log)
     }
 
     fn run(pid: u32, options: &[&str], inject: &[&str], trace: &str, log: &Path) -> Option<Self> {

@@ -26,8 +26,8 @@ struct Kept {
 #[derive(Debug, Clone)]
 pub struct Happened(EventView);
 
-/// Enough for some hundred upgrades; each is a few hundred bytes.
-const KEPT: usize = 2048;
+/// Enough for a hundred upgrades; each takes about 1.3 KB of a keeper that is to stay small.
+const KEPT: usize = 1024;
 
 impl Happened {
     pub fn new(event: &str, text: impl Into<String>) -> Self {

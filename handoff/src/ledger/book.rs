@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::error::LedgerError;
 use super::layout::{Owner, Sizes};
 use super::name::{NameSpec, Names};
 use super::reader::SessionSnapshot;
+use super::record::Place;
 use super::segment::Segment;
 use super::slot::{Phase, RecordSlot};
 
@@ -92,11 +93,20 @@ impl Ledger {
     /// After the death of a generation: hands each session it still had to `each` (the keeper counts and logs them), frees its
     /// records, clears its gauges, and releases its blocks for others, their counters as they are.
     pub fn bury(&self, generation: u32, each: &mut dyn FnMut(&SessionSnapshot)) {
+        self.bury_but(generation, &|_| false, each);
+    }
+
+    /// As [`Self::bury`], but established sessions with an id that `keep` knows stay with their dead owner, until they are
+    /// given to a living one ([`Self::give`]) or ended ([`Self::bury_one`]).
+    pub fn bury_but(&self, generation: u32, keep: &dyn Fn(u64) -> bool, each: &mut dyn FnMut(&SessionSnapshot)) {
         let dead = |word| Owner::of(word).is_some_and(|owner| owner.generation == generation);
         for segment in &self.segments {
             let names = segment.names();
             for slot in segment.used_records().iter().filter(|slot| dead(slot.owner())) {
-                bury_record(slot, &names, each);
+                match slot.remains() {
+                    Some(fields) if fields.phase == Phase::Established && keep(fields.id) => slot.settle(),
+                    _ => bury_record(slot, &names, each),
+                }
             }
             // All leases, not only those of used blocks: its thread may have died before it said that it uses one.
             for (block, lease) in (0..).zip(segment.map().leases()) {
@@ -105,6 +115,52 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// The session in a record, whoever owns it. `None`: the record is free, or another session's.
+    pub fn look(&self, place: Place, id: u64) -> Option<SessionSnapshot> {
+        let segment = self.segments.get(place.segment as usize)?;
+        let fields = segment.used_record(place.index)?.read().filter(|fields| fields.id == id)?;
+        // After the record: see `sessions`.
+        Some(SessionSnapshot::of(fields, &segment.names()))
+    }
+
+    /// Gives an established session of a dead owner to a thread of a living generation, which has adopted it. False, and
+    /// nothing has happened: it is no longer there, or no longer `from`'s.
+    pub fn give(&self, place: Place, id: u64, from: u32, to: (u32, u16)) -> bool {
+        let Some(slot) = self.slot(place) else { return false };
+        let word = slot.owner();
+        let is_theirs = Owner::of(word).is_some_and(|owner| owner.generation == from);
+        let is_there = slot.remains().is_some_and(|left| left.id == id && left.phase == Phase::Established);
+        if !is_theirs || !is_there {
+            return false;
+        }
+        slot.settle();
+        slot.give_for(word, Owner { generation: to.0, thread: to.1 })
+    }
+
+    /// Ends one session of a dead owner, as [`Self::bury`] does. False, and nothing has happened: it is no longer there.
+    /// The caller knows that its owner is dead.
+    pub fn bury_one(&self, place: Place, id: u64, each: &mut dyn FnMut(&SessionSnapshot)) -> bool {
+        let Some(segment) = self.segments.get(place.segment as usize) else { return false };
+        let Some(slot) = segment.used_record(place.index).filter(|slot| slot.id() == id) else { return false };
+        bury_record(slot, &segment.names(), each);
+        true
+    }
+
+    /// The sessions that the threads of a generation worked on last, each once. To be asked before it is buried.
+    pub fn worked_on(&self, generation: u32) -> Vec<u64> {
+        let mut ids = BTreeSet::new();
+        for segment in &self.segments {
+            let leases = segment.map().leases();
+            let theirs = |block: &u32| {
+                let owner = leases.get(*block as usize).and_then(|lease| Owner::of(lease.owner.load(Acquire)));
+                owner.is_some_and(|owner| owner.generation == generation)
+            };
+            let words = segment.used().filter(theirs).filter_map(|block| segment.working(block));
+            ids.extend(words.map(|word| word.load(Relaxed)).filter(|id| *id != 0));
+        }
+        ids.into_iter().collect()
     }
 
     /// Every generation that has a block or a session's record, alive or not. (0 is the keeper's own.)
@@ -130,6 +186,10 @@ impl Ledger {
         let both = self.first().map().header().noted.load(Acquire);
         let generation = |half: u64| u32::try_from(half).ok().filter(|generation| *generation != 0);
         Noted { serving: generation(both >> 32), standby: generation(both & 0xffff_ffff) }
+    }
+
+    fn slot(&self, place: Place) -> Option<&RecordSlot> {
+        self.segments.get(place.segment as usize)?.used_record(place.index)
     }
 
     fn first(&self) -> &Segment {

@@ -27,6 +27,8 @@ pub enum LedgerError {
     TooLarge,
     #[error("ledger: {0} segments, and no more can be numbered")]
     ChainFull(usize),
+    #[error("ledger: no session {id} that is established in record {index} of segment {segment}")]
+    NotThere { id: u64, segment: u32, index: u32 },
     #[error("ledger: all {blocks} counter blocks of segment {segment} are leased")]
     NoBlock { segment: u32, blocks: u32 },
 }

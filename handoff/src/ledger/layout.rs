@@ -109,7 +109,7 @@ impl Owner {
     }
 }
 
-/// Words at the start of each block that belong to the thread as a whole. None is in use yet.
+/// Words at the start of each block that belong to the thread as a whole. The first is the id of the session it works on.
 const BLOCK_HEAD: usize = 8;
 const CACHE_LINE: usize = 64;
 const WORDS_OF_LINE: usize = CACHE_LINE / size_of::<u64>();
@@ -154,9 +154,14 @@ impl Layout {
         self.block_words * self.sizes.blocks as usize
     }
 
+    /// Start of a block, in words from `cells_at`.
+    pub(super) fn head_of(&self, block: u32) -> usize {
+        self.block_words * block as usize
+    }
+
     /// First counter of a block, in words from `cells_at`.
     pub(super) fn counters_of(&self, block: u32) -> usize {
-        self.block_words * block as usize + BLOCK_HEAD
+        self.head_of(block) + BLOCK_HEAD
     }
 
     /// First gauge of a block, in words from `cells_at`.

@@ -29,7 +29,7 @@ pub use error::LedgerError;
 pub use layout::{LAYOUTS, Sizes};
 pub use name::{Name, NameSpec};
 pub use reader::{NameTotals, SessionSnapshot, sessions, totals};
-pub use record::{Opening, Record};
+pub use record::{Opening, Place, Record};
 pub use segment::Segment;
 pub use slot::Phase;
 pub use writer::{Counters, Gauges, Writer};

@@ -5,9 +5,19 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use serde::{Deserialize, Serialize};
+
+use super::layout::Owner;
 use super::name::Name;
 use super::slot::RecordSlot;
 use super::writer::Lease;
+
+/// Where a record lies, in every process alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    pub segment: u32,
+    pub index: u32,
+}
 
 #[derive(Debug, Clone)]
 pub struct Opening {
@@ -21,23 +31,48 @@ pub struct Opening {
     pub opened_ms: u64,
 }
 
-/// The record of one live session. Dropping it frees it. (An id is unique over all generations of this ledger.)
+/// The record of one live session. Dropping it frees it, if it is this thread's. (An id is unique over all generations of
+/// this ledger.)
 #[derive(Debug)]
 pub struct Record {
     lease: Rc<Lease>,
     index: u32,
     id: u64,
+    given: bool,
 }
 
 impl Record {
     pub(super) fn begin(lease: Rc<Lease>, index: u32, id: u64, opening: &Opening) -> Self {
-        let record = Self { lease, index, id };
+        let record = Self::at(lease, index, id);
         record.slot().begin(id, opening);
         record
     }
 
+    /// A handle on a record of the lease's segment that stays as it is.
+    pub(super) fn at(lease: Rc<Lease>, index: u32, id: u64) -> Self {
+        Self { lease, index, id, given: false }
+    }
+
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    pub fn place(&self) -> Place {
+        Place { segment: self.lease.segment.index(), index: self.index }
+    }
+
+    /// Whether this thread is the owner of this session. Of an adopted record: whether it was given by now; then everything
+    /// the giver wrote before is seen.
+    pub fn is_ours(&self) -> bool {
+        // The id too: an adopted session may have ended where it was, and the record be claimed anew, by this very thread.
+        self.slot().owner() == self.lease.owner.word() && self.slot().id() == self.id
+    }
+
+    /// Makes `thread` of `generation` the owner, who has adopted the record. This is the last write of this thread there;
+    /// nothing is freed.
+    pub fn give(mut self, generation: u32, thread: u16) {
+        self.given = true;
+        self.slot().give(Owner { generation, thread });
     }
 
     /// Connected to a backend (a name of the same segment).
@@ -94,8 +129,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        // Another owner's word means that the session was given away: it is not ours to end.
-        if self.slot().owner() == self.lease.owner.word() {
+        // Another owner's word means that the session was taken away, or never given: it is not ours to end. One that was
+        // given may be this thread's again by now, but then by another handle.
+        if !self.given && self.is_ours() {
             self.slot().free();
             self.lease.finds.borrow_mut().freed(self.index);
         }

@@ -102,6 +102,12 @@ impl Segment {
         self.map.cells().get(at)
     }
 
+    /// The session that the thread of a block works on.
+    #[inline]
+    pub(super) fn working(&self, block: u32) -> Option<&AtomicU64> {
+        self.word(self.layout().head_of(block))
+    }
+
     /// The cells of a name in any block; none for an index that is not a published name.
     pub(super) fn cells_of(&self, name: Name) -> Cells {
         let published = self.map.header().names_published.load(Acquire);
@@ -146,6 +152,11 @@ impl Segment {
         self.used().filter(|&block| leases[block as usize].owner.load(Acquire) != Owner::NOBODY)
     }
 
+    /// One of them.
+    pub(super) fn used_record(&self, index: u32) -> Option<&RecordSlot> {
+        self.used_records().get(index as usize)
+    }
+
     /// Records that were claimed at least once; the memory of the others was never touched.
     pub(super) fn used_records(&self) -> &[RecordSlot] {
         let records = self.map.records();
@@ -159,6 +170,9 @@ impl Segment {
         for (block, lease) in (0..blocks).zip(self.map.leases()) {
             if lease.owner.compare_exchange(Owner::NOBODY, owner.word(), Acquire, Relaxed).is_ok() {
                 self.map.header().blocks_used.fetch_max(block + 1, SeqCst);
+                if let Some(working) = self.working(block) {
+                    working.store(0, Relaxed);
+                }
                 return Ok(block);
             }
         }

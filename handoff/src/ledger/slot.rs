@@ -6,7 +6,7 @@
 //! it ends: 0 means there is nothing to tell, even if the writer died half way. Bytes, clocks and the end are plain stores.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, fence};
 
 use super::layout::Owner;
@@ -95,6 +95,27 @@ impl RecordSlot {
 
     pub(super) fn owner(&self) -> u64 {
         self.owner.load(Acquire)
+    }
+
+    /// 0: nothing is to be told of it.
+    pub(super) fn id(&self) -> u64 {
+        self.id.load(Acquire)
+    }
+
+    /// After everything else its owner has written.
+    pub(super) fn give(&self, to: Owner) {
+        self.owner.store(to.word(), Release);
+    }
+
+    /// [`Self::give`] in the name of an owner that is dead, if it is still the owner.
+    pub(super) fn give_for(&self, from: u64, to: Owner) -> bool {
+        self.owner.compare_exchange(from, to.word(), AcqRel, Acquire).is_ok()
+    }
+
+    /// Makes readable what a dead owner has left half written but for what it was writing; `fields` knows what can be trusted.
+    pub(super) fn settle(&self) {
+        let odd = self.enter();
+        self.sequence.store(odd.wrapping_add(1), Release);
     }
 
     /// Writes a session into a record just claimed.

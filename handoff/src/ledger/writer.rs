@@ -12,6 +12,7 @@ use super::layout::Owner;
 use super::name::Name;
 use super::record::{Opening, Record};
 use super::segment::Segment;
+use super::slot::{Phase, RecordSlot};
 
 /// One thread's lease on a counter block of one segment, and its way to claim records. Not shared between threads.
 /// When the process dies, the keeper releases it ([`Ledger::bury`](super::Ledger::bury)); dropped orderly, with its last
@@ -53,6 +54,33 @@ impl Writer {
         let Lease { segment, owner, finds, .. } = &*self.lease;
         let (index, id) = finds.borrow_mut().claim(segment, *owner)?;
         Some(Record::begin(Rc::clone(&self.lease), index, id, opening))
+    }
+
+    /// A handle on a session's record in this segment that belongs to someone else and is about to be given to this thread.
+    /// Nothing is written. Until [`Record::is_ours`] it is only to be held or dropped, which has no effect.
+    pub fn adopt(&self, index: u32, id: u64) -> Result<Record, LedgerError> {
+        let segment = &self.lease.segment;
+        let found = segment.used_record(index).and_then(RecordSlot::read);
+        match found {
+            Some(found) if found.id == id && found.phase == Phase::Established => {
+                Ok(Record::at(Rc::clone(&self.lease), index, id))
+            }
+            _ => Err(LedgerError::NotThere { id, segment: segment.index(), index }),
+        }
+    }
+
+    /// Generation and thread, as they stand in the records of this writer.
+    pub fn owner(&self) -> (u32, u16) {
+        (self.lease.owner.generation, self.lease.owner.thread)
+    }
+
+    /// Says which session this thread works on, 0 for none: should it crash, [`Ledger::worked_on`](super::Ledger::worked_on)
+    /// tells. One store; of writers of one thread, each has its own word.
+    #[inline]
+    pub fn works_on(&self, id: u64) {
+        if let Some(word) = self.lease.segment.working(self.lease.block) {
+            word.store(id, Relaxed);
+        }
     }
 }
 

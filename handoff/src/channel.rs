@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
@@ -16,14 +17,14 @@ use sendfd::SendWithFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::codec::{self, CodecError};
+use crate::codec::{self, CodecError, Word};
 use crate::message::Message;
 use crate::os;
 
 /// One end of the conversation. Both directions take `&self`, and both may be dropped half-way: a record is sent or
-/// received as a whole or not at all.
+/// received as a whole or not at all. `W` are the words that are spoken on it.
 #[derive(Debug)]
-pub struct Channel {
+pub struct Channel<W = Message> {
     /// std has no type for SEQPACKET; of `UnixDatagram` only the descriptor is used.
     socket: AsyncFd<UnixDatagram>,
     peer: Peer,
@@ -31,6 +32,7 @@ pub struct Channel {
     is_stamped: bool,
     /// Who sent the first record; no other process may send a later one.
     spoke: OnceLock<u32>,
+    words: PhantomData<fn(W) -> W>,
 }
 
 /// Who must be at the other end: the kernel stamps every record with its sender.
@@ -75,7 +77,9 @@ impl Channel {
         sockopt::set_socket_passcred(&theirs, true)?;
         Ok((ours, theirs))
     }
+}
 
+impl<W: Word> Channel<W> {
     /// Takes one end. Must be called within a tokio runtime with I/O enabled.
     pub fn new(fd: OwnedFd, peer: Peer) -> Result<Self, ChannelError> {
         Self::of(fd, peer, true)
@@ -93,30 +97,30 @@ impl Channel {
         let socket = UnixDatagram::from(fd);
         socket.set_nonblocking(true).map_err(ChannelError::Io)?;
         let socket = os::watch_socket(socket).map_err(ChannelError::Io)?;
-        Ok(Self { socket, peer, is_stamped, spoke: OnceLock::new() })
+        Ok(Self { socket, peer, is_stamped, spoke: OnceLock::new(), words: PhantomData })
     }
 
     /// Sends one record with its descriptors: all of it, or nothing and an error. The caller's descriptors stay open.
-    pub async fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+    pub async fn send(&self, message: &W, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         let (bytes, fds) = prepare(message, fds)?;
         self.socket.async_io(Interest::WRITABLE, |socket| transmit(socket, &bytes, &fds)).await.map_err(unsent)
     }
 
     /// Sends one record without descriptors if that is possible at once: for last words, which must not wait.
-    pub fn try_send(&self, message: &Message) -> Result<(), ChannelError> {
+    pub fn try_send(&self, message: &W) -> Result<(), ChannelError> {
         let (bytes, fds) = prepare(message, &[])?;
         transmit(self.socket.get_ref(), &bytes, &fds).map_err(unsent)
     }
 
     /// The next record of the verified peer with exactly the descriptors it announces, close-on-exec. On an error all
     /// descriptors that came with the record are closed.
-    pub async fn recv(&self) -> Result<(Message, Vec<OwnedFd>), ChannelError> {
+    pub async fn recv(&self) -> Result<(W, Vec<OwnedFd>), ChannelError> {
         let record = self.socket.async_io(Interest::READABLE, receive).await.map_err(ChannelError::Io)?;
         self.examine(record)
     }
 
     /// What has already arrived, if anything.
-    pub fn try_recv(&self) -> Result<Option<(Message, Vec<OwnedFd>)>, ChannelError> {
+    pub fn try_recv(&self) -> Result<Option<(W, Vec<OwnedFd>)>, ChannelError> {
         match receive(self.socket.get_ref()) {
             Ok(record) => self.examine(record).map(Some),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -134,7 +138,7 @@ impl Channel {
         self.socket.get_ref().as_fd().try_clone_to_owned()
     }
 
-    fn examine(&self, record: Record) -> Result<(Message, Vec<OwnedFd>), ChannelError> {
+    fn examine(&self, record: Record) -> Result<(W, Vec<OwnedFd>), ChannelError> {
         // An empty record has a sender, the end of the conversation has none.
         if record.len == 0 && record.sender.is_none() && !record.fds_truncated {
             return Err(ChannelError::Gone);
@@ -146,9 +150,9 @@ impl Channel {
         if record.too_long {
             return Err(CodecError::TooLong { len: record.len }.into());
         }
-        let message = codec::decode(&record.bytes);
+        let message = codec::decode::<W>(&record.bytes);
         if record.fds_truncated {
-            let expected = message.as_ref().ok().map(Message::descriptors);
+            let expected = message.as_ref().ok().map(W::descriptors);
             return Err(ChannelError::Truncated { expected, got, limit: limit() });
         }
         let message = message?;
@@ -232,7 +236,7 @@ fn unpack(ancillary: &mut RecvAncillaryBuffer<'_>) -> (Option<UCred>, Vec<OwnedF
     (sender, fds)
 }
 
-fn prepare(message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(Vec<u8>, Vec<RawFd>), ChannelError> {
+fn prepare<W: Word>(message: &W, fds: &[BorrowedFd<'_>]) -> Result<(Vec<u8>, Vec<RawFd>), ChannelError> {
     let (expected, got) = (message.descriptors(), fds.len());
     if expected != got {
         return Err(ChannelError::Descriptors { message: message.name(), expected, got });

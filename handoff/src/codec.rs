@@ -1,9 +1,31 @@
 //! Messages to bytes and back. Total: every byte string gives a message or a typed error, in bounded memory.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::manifest::Entry;
 use crate::message::{Batch, Body, FEATURES, Message};
+
+/// The words of one conversation. They share their form (JSON, one record each, bounded) and how descriptors go with them.
+pub trait Word: Serialize + DeserializeOwned {
+    /// What a record may list as `required`.
+    const FEATURES: &'static [&'static str];
+
+    /// Its name on the wire.
+    fn name(&self) -> &'static str;
+
+    /// How many descriptors travel with it.
+    fn descriptors(&self) -> usize;
+
+    /// Limits that the types do not express.
+    fn check(&self) -> Result<(), CodecError>;
+
+    /// The word of one who goes no further, and says why.
+    fn refusal(cause: String) -> Self;
+
+    /// The cause, if it is such a word.
+    fn refused(&self) -> Option<&str>;
+}
 
 /// Why bytes are not a message, or a message does not fit into a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,8 +48,8 @@ pub enum CodecError {
 }
 
 /// A message as one record of at most [`RECORD`] bytes.
-pub fn encode(message: &Message) -> Result<Vec<u8>, CodecError> {
-    check(message)?;
+pub fn encode<W: Word>(message: &W) -> Result<Vec<u8>, CodecError> {
+    message.check()?;
     let bytes = serde_json::to_vec(message).map_err(|error| syntax(&[], &error))?;
     if bytes.len() > RECORD {
         return Err(CodecError::TooLong { len: bytes.len() });
@@ -36,7 +58,7 @@ pub fn encode(message: &Message) -> Result<Vec<u8>, CodecError> {
 }
 
 /// One record as a message.
-pub fn decode(bytes: &[u8]) -> Result<Message, CodecError> {
+pub fn decode<W: Word>(bytes: &[u8]) -> Result<W, CodecError> {
     if bytes.is_empty() {
         return Err(CodecError::Empty);
     }
@@ -45,11 +67,11 @@ pub fn decode(bytes: &[u8]) -> Result<Message, CodecError> {
     }
     shallow(bytes)?;
     let envelope: Envelope = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
-    if let Some(feature) = envelope.required.into_iter().find(|feature| !FEATURES.contains(&feature.as_str())) {
+    if let Some(feature) = envelope.required.into_iter().find(|feature| !W::FEATURES.contains(&feature.as_str())) {
         return Err(CodecError::Required { feature: printable(&feature) });
     }
-    let message = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
-    check(&message)?;
+    let message: W = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
+    message.check()?;
     Ok(message)
 }
 
@@ -60,7 +82,30 @@ struct Envelope {
     required: Vec<String>,
 }
 
-/// Limits that the types do not express.
+impl Word for Message {
+    const FEATURES: &'static [&'static str] = FEATURES;
+
+    fn name(&self) -> &'static str {
+        self.name()
+    }
+
+    fn descriptors(&self) -> usize {
+        self.descriptors()
+    }
+
+    fn check(&self) -> Result<(), CodecError> {
+        check(self)
+    }
+
+    fn refusal(cause: String) -> Self {
+        Self::Refused { cause }
+    }
+
+    fn refused(&self) -> Option<&str> {
+        if let Self::Refused { cause } = self { Some(cause) } else { None }
+    }
+}
+
 fn check(message: &Message) -> Result<(), CodecError> {
     match message {
         Message::Hello(hello) => {

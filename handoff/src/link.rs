@@ -6,18 +6,24 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::channel::{Channel, ChannelError};
-use crate::codec;
+use crate::codec::{self, Word};
 use crate::error::HandoffError;
 use crate::message::{Budget, Message};
 use crate::sequence::{Action, Event, OutOfTurn, Predecessor, Successor};
 
 /// A role's state machine; see [`crate::sequence`].
 pub(crate) trait Role: Clone + Default {
-    fn on(self, event: Event<'_>) -> Result<(Self, Action), OutOfTurn>;
+    /// What both roles of this conversation say.
+    type Word: Word;
+    /// What is due after a word.
+    type Action;
+    fn on(self, event: Event<'_, Self::Word>) -> Result<(Self, Self::Action), OutOfTurn>;
     fn state(&self) -> &'static str;
 }
 
 impl Role for Predecessor {
+    type Word = Message;
+    type Action = Action;
     fn on(self, event: Event<'_>) -> Result<(Self, Action), OutOfTurn> {
         self.on(event)
     }
@@ -27,6 +33,8 @@ impl Role for Predecessor {
 }
 
 impl Role for Successor {
+    type Word = Message;
+    type Action = Action;
     fn on(self, event: Event<'_>) -> Result<(Self, Action), OutOfTurn> {
         self.on(event)
     }
@@ -37,28 +45,28 @@ impl Role for Successor {
 
 /// Its role moves only with a record that was really sent or received, so every call may be dropped and made again.
 #[derive(Debug)]
-pub(crate) struct Link<R> {
-    channel: Channel,
+pub(crate) struct Link<R: Role> {
+    channel: Channel<R::Word>,
     pub(crate) role: R,
     /// What the errors name until the hand-over is done; then they name the role's state.
     handshake: Option<&'static str>,
 }
 
 impl<R: Role> Link<R> {
-    pub(crate) fn new(channel: Channel) -> Self {
+    pub(crate) fn new(channel: Channel<R::Word>) -> Self {
         Self { channel, role: R::default(), handshake: Some("hello") }
     }
 
     /// A conversation that is live already.
-    pub(crate) fn resumed(channel: Channel, role: R) -> Self {
+    pub(crate) fn resumed(channel: Channel<R::Word>, role: R) -> Self {
         Self { channel, role, handshake: None }
     }
 
-    pub(crate) fn channel(&self) -> &Channel {
+    pub(crate) fn channel(&self) -> &Channel<R::Word> {
         &self.channel
     }
 
-    pub(crate) fn into_channel(self) -> Channel {
+    pub(crate) fn into_channel(self) -> Channel<R::Word> {
         self.channel
     }
 
@@ -93,7 +101,7 @@ impl<R: Role> Link<R> {
     }
 
     /// Sends if it is the word's turn; else nothing has happened.
-    pub(crate) async fn send(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<Action, HandoffError> {
+    pub(crate) async fn send(&mut self, message: &R::Word, fds: &[BorrowedFd<'_>]) -> Result<R::Action, HandoffError> {
         let (next, action) = self.turn(Event::Out(message))?;
         if let Err(error) = self.channel.send(message, fds).await {
             return Err(self.explained(error));
@@ -103,16 +111,16 @@ impl<R: Role> Link<R> {
     }
 
     /// [`Self::send`], but a peer that does not read is given up after [`PATIENCE`].
-    pub(crate) async fn send_soon(&mut self, message: &Message, fds: &[BorrowedFd<'_>]) -> Result<(), HandoffError> {
+    pub(crate) async fn send_soon(&mut self, message: &R::Word, fds: &[BorrowedFd<'_>]) -> Result<(), HandoffError> {
         let sent = timeout_at(Instant::now() + PATIENCE, self.send(message, fds)).await;
         sent.unwrap_or_else(|_| Err(HandoffError::Deadline { step: self.step(), after: PATIENCE })).map(drop)
     }
 
     /// The next word, if it is its turn.
-    pub(crate) async fn recv(&mut self) -> Result<(Message, Vec<OwnedFd>, Action), HandoffError> {
+    pub(crate) async fn recv(&mut self) -> Result<(R::Word, Vec<OwnedFd>, R::Action), HandoffError> {
         let received = self.channel.recv().await;
         let (message, fds) = received.map_err(|error| HandoffError::channel(self.step(), error))?;
-        if let Message::Refused { cause } = &message {
+        if let Some(cause) = message.refused() {
             return Err(self.refused(cause));
         }
         let (next, action) = self.turn(Event::In(&message))?;
@@ -121,7 +129,7 @@ impl<R: Role> Link<R> {
     }
 
     /// A word that the role lets pass and the caller has no use for.
-    pub(crate) fn unexpected(&self, message: &Message) -> HandoffError {
+    pub(crate) fn unexpected(&self, message: &R::Word) -> HandoffError {
         let rule = "another word is awaited";
         let source = OutOfTurn { state: self.role.state(), got: message.name(), direction: "received", rule };
         HandoffError::OutOfTurn { step: self.step(), source }
@@ -132,11 +140,11 @@ impl<R: Role> Link<R> {
         if error.is_ours_to_tell() {
             let cause = codec::printable(&error.to_string());
             // Nothing depends on it: the end of file that follows says the same without the reason.
-            drop(self.channel.try_send(&Message::Refused { cause }));
+            drop(self.channel.try_send(&R::Word::refusal(cause)));
         }
     }
 
-    fn turn(&self, event: Event<'_>) -> Result<(R, Action), HandoffError> {
+    fn turn(&self, event: Event<'_, R::Word>) -> Result<(R, R::Action), HandoffError> {
         let step = self.step();
         self.role.clone().on(event).map_err(|source| HandoffError::OutOfTurn { step, source })
     }
@@ -145,8 +153,8 @@ impl<R: Role> Link<R> {
     fn explained(&self, error: ChannelError) -> HandoffError {
         if matches!(error, ChannelError::Gone) {
             while let Ok(Some((message, _))) = self.channel.try_recv() {
-                if let Message::Refused { cause } = message {
-                    return self.refused(&cause);
+                if let Some(cause) = message.refused() {
+                    return self.refused(cause);
                 }
             }
         }

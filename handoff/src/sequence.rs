@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec::Word;
 use crate::message::{Message, Offered};
 
 mod service;
@@ -22,12 +23,19 @@ pub struct Predecessor(State);
 pub struct Successor(State);
 
 /// A word at one end of the channel.
-#[derive(Debug, Clone, Copy)]
-pub enum Event<'a> {
+#[derive(Debug)]
+pub enum Event<'a, W = Message> {
     /// It is about to be sent.
-    Out(&'a Message),
+    Out(&'a W),
     /// It was received.
-    In(&'a Message),
+    In(&'a W),
+}
+
+impl<W> Copy for Event<'_, W> {}
+impl<W> Clone for Event<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
 /// What is due after an event.
@@ -159,8 +167,8 @@ impl Successor {
     }
 }
 
-impl Event<'_> {
-    fn out_of_turn(&self, state: &'static str, rule: &'static str) -> OutOfTurn {
+impl<W: Word> Event<'_, W> {
+    pub(crate) fn out_of_turn(&self, state: &'static str, rule: &'static str) -> OutOfTurn {
         let (message, direction) = match self {
             Self::Out(message) => (message, "sent"),
             Self::In(message) => (message, "received"),

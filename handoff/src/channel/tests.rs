@@ -85,7 +85,7 @@ async fn h1_a_record_above_the_limit_is_refused_whole() {
 #[tokio::test]
 async fn h7_a_record_of_another_process_is_refused() {
     let (ours, theirs) = Channel::pair().unwrap();
-    let channel = Channel::new(ours, us()).unwrap();
+    let channel = Channel::<Message>::new(ours, us()).unwrap();
     let mut command = Command::new("sh");
     command.args(["-c", "printf '{\"type\":\"ready\"}' >&0"]).stdin(Stdio::from(theirs.try_clone().unwrap()));
     let mut child = command.spawn().unwrap();
@@ -94,7 +94,8 @@ async fn h7_a_record_of_another_process_is_refused() {
         other => panic!("{other:?}"),
     }
     child.wait().unwrap();
-    let anyone = Channel::new(channel.socket.into_inner().into(), Peer { pid: None, uid: us().uid + 1 }).unwrap();
+    let anyone =
+        Channel::<Message>::new(channel.socket.into_inner().into(), Peer { pid: None, uid: us().uid + 1 }).unwrap();
     let same_uid = Channel::new(theirs, us()).unwrap();
     same_uid.send(&Message::Ready, &[]).await.unwrap();
     assert!(matches!(anyone.recv().await, Err(ChannelError::Stranger { .. })), "the uid is compared without a pid");
@@ -106,7 +107,7 @@ async fn credentials_are_there_even_for_what_was_sent_before_the_channel_was_tak
     let iov = [IoSlice::new(br#"{"type":"ready"}"#)];
     let mut none = rustix::net::SendAncillaryBuffer::default();
     rustix::net::sendmsg(&ours, &iov, &mut none, rustix::net::SendFlags::empty()).unwrap();
-    assert_eq!(Channel::new(theirs, us()).unwrap().recv().await.unwrap().0, Message::Ready);
+    assert_eq!(Channel::<Message>::new(theirs, us()).unwrap().recv().await.unwrap().0, Message::Ready);
 }
 
 #[tokio::test]
@@ -132,7 +133,7 @@ async fn only_a_seqpacket_unix_socket_is_a_channel() {
         tempfile::tempfile().unwrap().into(),
     ];
     for fd in strangers {
-        assert!(matches!(Channel::new(fd, us()), Err(ChannelError::NotAChannel { .. })));
+        assert!(matches!(Channel::<Message>::new(fd, us()), Err(ChannelError::NotAChannel { .. })));
     }
 }
 

@@ -4,6 +4,10 @@ use super::*;
 use crate::manifest::Kind;
 use crate::message::{Budget, Hello, Offered, Pulse, Range};
 
+fn decode(bytes: &[u8]) -> Result<Message, CodecError> {
+    super::decode(bytes)
+}
+
 /// One of each message, some with extreme values; the golden files hold their bytes as each version wrote them.
 fn every_message(version: u32) -> Vec<Message> {
     let range = Range { min: 1, max: version };

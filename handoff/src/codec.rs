@@ -42,6 +42,8 @@ pub enum CodecError {
     Required { feature: String },
     #[error("{what} is {got}; at most {most} allowed")]
     Limit { what: &'static str, got: u64, most: u64 },
+    #[error("session {id} {what}")]
+    Session { id: u64, what: &'static str },
     #[error("a listener id of {len} bytes{}; 1 to {ID} bytes without control characters are allowed",
         if *.control { " with control characters" } else { "" })]
     Id { len: usize, control: bool },
@@ -147,7 +149,7 @@ fn check_body(body: &Body) -> Result<(), CodecError> {
     }
 }
 
-fn limit(what: &'static str, got: u64, most: u64) -> Result<(), CodecError> {
+pub(crate) fn limit(what: &'static str, got: u64, most: u64) -> Result<(), CodecError> {
     if got > most { Err(CodecError::Limit { what, got, most }) } else { Ok(()) }
 }
 

@@ -8,6 +8,7 @@ use crate::manifest::Mismatch;
 use crate::memfile::MemfileError;
 use crate::message::Range;
 use crate::sequence::OutOfTurn;
+use crate::transfer::body::BodyError;
 
 /// Whatever it is, descriptors that were received are closed, and those of the caller are still the caller's.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,11 @@ pub enum HandoffError {
     Channel { step: &'static str, source: ChannelError },
     #[error("handoff protocol: {source}")]
     Body { step: &'static str, source: MemfileError },
+    #[error("handoff protocol: {source}")]
+    Batch { step: &'static str, source: BodyError },
+    /// A descriptor of a session that is not what was announced.
+    #[error("session {id}: {what} was announced, found {found}")]
+    Item { step: &'static str, id: u64, what: &'static str, found: String },
     #[error("{source}")]
     System { step: &'static str, source: io::Error },
 }
@@ -54,6 +60,8 @@ impl HandoffError {
             | Self::OutOfTurn { step, .. }
             | Self::Channel { step, .. }
             | Self::Body { step, .. }
+            | Self::Batch { step, .. }
+            | Self::Item { step, .. }
             | Self::System { step, .. } => step,
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! The words: [`manifest`] (what is passed), [`message`], [`codec`]. Their order: [`sequence`]. The transport:
 //! [`channel`], [`memfile`], [`door`]. The two ends: [`predecessor`] offers, [`successor`] takes; what goes wrong: [`error`].
+//! Sessions go from process to process by [`transfer`].
 
 #![deny(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod os;
 pub mod predecessor;
 pub mod sequence;
 pub mod successor;
+pub mod transfer;
 
 mod link;
 mod parcel;

@@ -187,7 +187,7 @@ fn kind(socket: BorrowedFd<'_>) -> Result<Kind, String> {
     }
 }
 
-fn name_of(file: FileType) -> &'static str {
+pub(crate) fn name_of(file: FileType) -> &'static str {
     match file {
         FileType::Fifo => "pipe",
         FileType::RegularFile => "file",
@@ -197,7 +197,7 @@ fn name_of(file: FileType) -> &'static str {
     }
 }
 
-fn unreadable(error: rustix::io::Errno) -> String {
+pub(crate) fn unreadable(error: rustix::io::Errno) -> String {
     format!("a descriptor that cannot be examined ({error})")
 }
 

@@ -5,3 +5,4 @@ mod conversation;
 mod harness;
 mod hostile_predecessor;
 mod hostile_successor;
+mod paths;

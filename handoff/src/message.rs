@@ -1,4 +1,4 @@
-//! The words of the hand-over protocol, versions 1 and 2, and what each of them may carry.
+//! The words of the hand-over protocol, versions 1 to 3, and what each of them may carry.
 
 use std::fmt;
 
@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::HandoffError;
 use crate::ledger::LAYOUTS;
 use crate::manifest::Entry;
+use crate::transfer::Role;
 
 /// One record on the channel. Unknown fields are ignored, except that a field `required` (a list of feature names, legal
 /// in every record) refuses the record unless the reader knows all of them.
@@ -48,6 +49,12 @@ pub enum Message {
     /// Predecessor, from version 2 on: where another keeper will knock if this one dies; carries a listening `SOCK_SEQPACKET`
     /// Unix socket. It may be said again, and then replaces the earlier one.
     Door,
+    /// Predecessor, from version 3 on: an end of a path to another generation, on which sessions go; carries that end. The id is
+    /// the predecessor's; `other` is the generation at the other end, 0 the predecessor itself.
+    Path { id: u64, role: Role, other: u32 },
+    /// Predecessor, from version 3 on: where to deposit what must survive this process; carries a `SOCK_SEQPACKET` Unix
+    /// socket. It may be said again, and then replaces the earlier one.
+    Vault,
     /// Either side: goes no further, and why. Nothing follows it.
     Refused { cause: String },
 }
@@ -163,6 +170,8 @@ impl Message {
             Self::Heartbeat(_) => "heartbeat",
             Self::Notice { .. } => "notice",
             Self::Door => "door",
+            Self::Path { .. } => "path",
+            Self::Vault => "vault",
             Self::Refused { .. } => "refused",
         }
     }
@@ -171,7 +180,7 @@ impl Message {
     pub fn descriptors(&self) -> usize {
         match self {
             Self::Batch(batch) => batch.entries.len(),
-            Self::Segment { .. } | Self::Door => 1,
+            Self::Segment { .. } | Self::Door | Self::Path { .. } | Self::Vault => 1,
             Self::Plan { body } | Self::Order { body, .. } | Self::Answer { body, .. } | Self::Notice { body } => {
                 usize::from(matches!(body, Body::File(_)))
             }
@@ -188,7 +197,7 @@ impl Batch {
 }
 
 /// Protocol versions of this binary: the current one and those it still speaks.
-pub const PROTOCOL: Range = Range { min: 1, max: 2 };
+pub const PROTOCOL: Range = Range { min: 1, max: 3 };
 /// Ledger layouts of this binary: the current one and the previous one, once there is one.
 pub const LEDGER: Range = Range { min: *LAYOUTS.start(), max: *LAYOUTS.end() };
 /// Features that a record may list as `required`. Version 1 has none.

@@ -12,6 +12,7 @@ use crate::manifest::{Entry, batches, duplicate};
 use crate::message::{Batch, Hello, LEDGER, Message, Offered, PROTOCOL, Pulse};
 use crate::parcel::{self, Parcel};
 use crate::sequence::{self, Action, Rest};
+use crate::transfer::Role;
 
 /// A generation that has adopted what it was offered. Dropping it ends the conversation: the worker sees end of file.
 #[derive(Debug)]
@@ -49,6 +50,10 @@ pub enum Down<'a> {
     Segment { index: u32, fd: BorrowedFd<'a> },
     /// Where another keeper will knock; only to a generation that speaks version 2.
     Door(BorrowedFd<'a>),
+    /// An end of a path to the generation `other`; only to a generation that speaks version 3.
+    Path { id: u64, role: Role, other: u32, fd: BorrowedFd<'a> },
+    /// Where to deposit; only to a generation that speaks version 3.
+    Vault(BorrowedFd<'a>),
 }
 
 /// A word from the generation. Times are `CLOCK_MONOTONIC` in nanoseconds.
@@ -133,6 +138,8 @@ impl Predecessor {
             }
             Down::Segment { index, fd } => link.send_soon(&Message::Segment { index }, &[fd]).await,
             Down::Door(fd) => link.send_soon(&Message::Door, &[fd]).await,
+            Down::Path { id, role, other, fd } => link.send_soon(&Message::Path { id, role, other }, &[fd]).await,
+            Down::Vault(fd) => link.send_soon(&Message::Vault, &[fd]).await,
         }
     }
 
@@ -150,6 +157,11 @@ impl Predecessor {
             Message::Notice { body: notice } => Up::Notice { body: body(notice)? },
             other => return Err(self.link.unexpected(&other)),
         })
+    }
+
+    /// The version that is spoken; 0 once the conversation has ended.
+    pub fn protocol(&self) -> u32 {
+        self.link.role.protocol().unwrap_or(0)
     }
 
     /// For views and errors: `ready`, `committing`, `serving`, `stopping`, `standby`.

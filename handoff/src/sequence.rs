@@ -123,6 +123,11 @@ impl Predecessor {
         self.0.rest()
     }
 
+    /// The version that is spoken; `None`: the conversation is not live.
+    pub fn protocol(&self) -> Option<u32> {
+        self.0.protocol()
+    }
+
     pub fn resumed(rest: Rest) -> Self {
         Self(State::resumed(rest))
     }

@@ -11,6 +11,7 @@ use crate::manifest::{Entry, Mismatch, duplicate, fitting};
 use crate::message::{Batch, Body, Hello, LEDGER, Message, PROTOCOL, Pulse, Range};
 use crate::parcel::{self, Parcel};
 use crate::sequence::{self, Action, Rest};
+use crate::transfer::Role;
 
 /// The conversation with the keeper. End of file on it means that the keeper is gone.
 #[derive(Debug)]
@@ -60,6 +61,15 @@ pub enum Order {
     },
     /// Where another keeper will knock if this one dies; replaces an earlier one.
     Door(OwnedFd),
+    /// An end of a path to the generation `other`, 0 for the keeper; it speaks with a `Giver` or `Taker`.
+    Path {
+        id: u64,
+        role: Role,
+        other: u32,
+        end: OwnedFd,
+    },
+    /// Where to deposit; replaces an earlier one.
+    Vault(OwnedFd),
 }
 
 /// A word to the keeper. Times are `CLOCK_MONOTONIC` in nanoseconds.
@@ -163,16 +173,17 @@ impl Successor {
             Message::Stop => Order::Stop,
             Message::Order { id, body } => Order::Order { id, body: open(&self.link, body, fds)? },
             Message::Batch(batch) => Order::Sockets(verified(&self.link, batch, fds)?),
-            Message::Segment { index } => match fds.into_iter().next() {
-                Some(fd) => Order::Segment { index, fd },
-                None => return Err(self.link.unexpected(&Message::Segment { index })),
-            },
-            Message::Door => match fds.into_iter().next() {
-                Some(fd) => Order::Door(fd),
-                None => return Err(self.link.unexpected(&Message::Door)),
-            },
+            Message::Segment { index } => Order::Segment { index, fd: self.only(fds, &message)? },
+            Message::Door => Order::Door(self.only(fds, &message)?),
+            Message::Path { id, role, other } => Order::Path { id, role, other, end: self.only(fds, &message)? },
+            Message::Vault => Order::Vault(self.only(fds, &message)?),
             other => return Err(self.link.unexpected(&other)),
         })
+    }
+
+    /// The one descriptor of a word; the channel has seen to it that it is there.
+    fn only(&self, fds: Vec<OwnedFd>, message: &Message) -> Result<OwnedFd, HandoffError> {
+        fds.into_iter().next().ok_or_else(|| self.link.unexpected(message))
     }
 }
 

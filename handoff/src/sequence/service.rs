@@ -26,6 +26,10 @@ impl Service {
         (self.orders.is_empty() && self.batches.is_empty()).then_some((self.segments, self.protocol))
     }
 
+    pub(super) fn protocol(&self) -> u32 {
+        self.protocol
+    }
+
     /// A word from the predecessor.
     pub(super) fn down(mut self, message: &Message) -> Result<Self, &'static str> {
         match message {
@@ -33,6 +37,7 @@ impl Service {
             Message::Batch(batch) => self.batch(batch)?,
             Message::Segment { index } => self.segment(*index)?,
             Message::Door if self.protocol >= DOORS => {}
+            Message::Path { .. } | Message::Vault if self.protocol >= PATHS => {}
             _ => return Err(NOT_NOW),
         }
         Ok(self)
@@ -91,6 +96,8 @@ impl Service {
 
 /// The first version of the protocol that knows doors.
 const DOORS: u32 = 2;
+/// The first one that knows paths and vaults.
+const PATHS: u32 = 3;
 /// Bounds the memory of both ends; an owner loop asks one thing at a time, a paced kill a few hundred.
 const OPEN_ORDERS: usize = 1024;
 /// Descriptors on their way count against the sender's limit (ETOOMANYREFS, unix(7)).

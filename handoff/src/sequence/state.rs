@@ -123,6 +123,11 @@ impl State {
         Some(Rest { polls, segments, protocol })
     }
 
+    /// `None`: it is not live.
+    pub(super) fn protocol(&self) -> Option<u32> {
+        if let Self::Live(_, service) = self { Some(service.protocol()) } else { None }
+    }
+
     pub(super) fn resumed(rest: Rest) -> Self {
         let phase = match rest.polls {
             Polls::NotYet => Phase::Ready,

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::manifest::{Entry, Kind};
 use crate::message::{Batch, Body, Hello, LEDGER, PROTOCOL, Pulse};
+use crate::transfer::Role;
 
 fn hello() -> Message {
     Message::Hello(Hello {
@@ -28,7 +29,7 @@ fn body() -> Body {
 }
 
 fn offer(sockets: u32, segments: u32) -> Message {
-    Message::Offer(Offered { protocol: 2, sockets, segments })
+    Message::Offer(Offered { protocol: 3, sockets, segments })
 }
 
 /// Every kind of word, with values that fit some states and not others.
@@ -47,6 +48,8 @@ fn words() -> Vec<Message> {
         Message::Notice { body: body() },
         Message::Refused { cause: String::new() },
         Message::Door,
+        Message::Path { id: 1, role: Role::Give, other: 2 },
+        Message::Vault,
     ];
     for index in [0, 1, u32::MAX] {
         words.push(Message::Segment { index });
@@ -170,7 +173,9 @@ fn h2_every_word_in_every_state_is_a_transition_or_out_of_turn() {
             "await_ready" => &["ready"],
             service => {
                 names.retain(|name| {
-                    !["batch", "batch_taken", "door", "heartbeat", "notice", "order", "segment"].contains(name)
+                    let anytime =
+                        ["batch", "batch_taken", "door", "heartbeat", "notice", "order", "path", "segment", "vault"];
+                    !anytime.contains(name)
                 });
                 match service {
                     "ready" | "standby" => &["commit"],
@@ -209,11 +214,16 @@ fn has_open(at: &Predecessor) -> bool {
 }
 
 #[test]
-fn a_door_is_for_those_who_know_the_word() {
-    for (protocol, known) in [(1, false), (2, true)] {
-        let rest = Rest { polls: Polls::Now, segments: 1, protocol };
-        assert_eq!(Predecessor::resumed(rest).on(Event::Out(&Message::Door)).is_ok(), known, "{protocol}");
-        assert_eq!(Successor::resumed(rest).on(Event::In(&Message::Door)).is_ok(), known, "{protocol}");
+fn later_words_are_for_those_who_know_them() {
+    let path = Message::Path { id: 1, role: Role::Take, other: 0 };
+    for (word, since) in [(Message::Door, 2), (path, 3), (Message::Vault, 3)] {
+        for protocol in 1..=3 {
+            let rest = Rest { polls: Polls::Now, segments: 1, protocol };
+            let known = protocol >= since;
+            assert_eq!(Predecessor::resumed(rest).on(Event::Out(&word)).is_ok(), known, "{word:?} in {protocol}");
+            assert_eq!(Successor::resumed(rest).on(Event::In(&word)).is_ok(), known, "{word:?} in {protocol}");
+            assert!(Predecessor::resumed(rest).on(Event::In(&word)).is_err(), "{word:?} goes down");
+        }
     }
 }
 

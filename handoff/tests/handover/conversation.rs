@@ -13,7 +13,7 @@ use rustix::net::sockopt::socket_cookie;
 
 use crate::harness::{Listeners, accept, alone, offer, soon, us};
 
-fn channels() -> (Channel, Channel) {
+pub(crate) fn channels() -> (Channel, Channel) {
     let (ours, theirs) = Channel::pair().unwrap();
     (Channel::new(ours, us()).unwrap(), Channel::new(theirs, us()).unwrap())
 }

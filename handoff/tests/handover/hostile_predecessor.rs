@@ -175,11 +175,11 @@ fn an_offer_of_a_version_that_was_not_agreed_is_refused() {
         let hand = async {
             peer.says(&Message::Hello(hello()));
             peer.hears("hello").await;
-            peer.says(&Message::Offer(Offered { protocol: 3, sockets: 0, segments: 0 }));
+            peer.says(&Message::Offer(Offered { protocol: 4, sockets: 0, segments: 0 }));
             peer.hears_refusal().await
         };
         let (accepted, _) = tokio::join!(accept(channel, soon()), hand);
-        assert_eq!(accepted.unwrap_err().to_string(), "no common protocol version: ours 1 to 2, theirs 3");
+        assert_eq!(accepted.unwrap_err().to_string(), "no common protocol version: ours 1 to 3, theirs 4");
     });
 }
 

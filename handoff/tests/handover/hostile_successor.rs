@@ -212,9 +212,9 @@ fn what_is_adopted_is_compared_one_by_one() {
 
 #[test]
 fn f18_f21_a_hello_decides_before_any_socket_is_sent() {
-    let (newer, other) = (Range { min: 3, max: 9 }, Range { min: 2, max: 9 });
+    let (newer, other) = (Range { min: 4, max: 9 }, Range { min: 2, max: 9 });
     for (answer, text) in [
-        (Hello { protocol: newer, ..hello() }, "no common protocol version: ours 1 to 2, theirs 3 to 9"),
+        (Hello { protocol: newer, ..hello() }, "no common protocol version: ours 1 to 3, theirs 4 to 9"),
         (Hello { ledger: other, ..hello() }, "no common ledger layout version: ours 1, theirs 2 to 9"),
         (Hello { generation: 6, ..hello() }, "handoff protocol: generation 6 answered instead of 7"),
         (

@@ -2,16 +2,18 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use handoff::HandoffError;
 use handoff::ledger::Place;
-use handoff::transfer::{self, Coming, Giver, HAND, ITEMS, Item, STATE, Taker, Verdict};
+use handoff::predecessor::{Down, Predecessor};
+use handoff::successor::{Order, Successor};
+use handoff::transfer::{self, Coming, Giver, HAND, ITEMS, Item, Role, STATE, Taker, Verdict};
 use rustix::net::sockopt::socket_cookie;
 
-use crate::harness::{alone, soon, us};
+use crate::harness::{Listeners, accept, alone, offer, soon, us};
 
 pub(crate) const GIVER: u32 = 7;
 pub(crate) const TAKER: u32 = 8;
@@ -210,6 +212,45 @@ fn either_end_sees_that_the_other_is_gone() {
         drop(taker);
         assert!(matches!(giver.next().await, Err(HandoffError::Gone { step: "open" })));
         assert!(matches!(giver.offer(1, &items([1])).await, Err(HandoffError::Gone { .. })));
+    });
+}
+
+async fn generation(listeners: &Listeners) -> (Predecessor, Successor) {
+    let (ours, theirs) = crate::conversation::channels();
+    let lent = listeners.lent();
+    let take = async {
+        let mut accepted = accept(theirs, soon()).await.unwrap();
+        accepted.successor.ready().await.unwrap();
+        accepted.successor
+    };
+    let (offered, successor) = tokio::join!(offer(ours, &lent, soon()), take);
+    (offered.unwrap().0, successor)
+}
+
+#[test]
+fn two_generations_are_introduced_by_the_keeper() {
+    alone(async || {
+        let listeners = Listeners::new(1);
+        let ((mut to_old, mut old), (mut to_new, mut new)) =
+            (generation(&listeners).await, generation(&listeners).await);
+        assert_eq!(to_old.protocol(), 3);
+        let (give, take) = transfer::pair().unwrap();
+        to_new.send(Down::Path { id: 5, role: Role::Take, other: GIVER, fd: take.as_fd() }).await.unwrap();
+        to_old.send(Down::Path { id: 5, role: Role::Give, other: TAKER, fd: give.as_fd() }).await.unwrap();
+        drop((give, take));
+        let Order::Path { id: 5, role: Role::Give, other: TAKER, end: give } = old.next().await.unwrap() else {
+            panic!()
+        };
+        let Order::Path { id: 5, role: Role::Take, other: GIVER, end: take } = new.next().await.unwrap() else {
+            panic!()
+        };
+        let uid = us().uid;
+        let (giver, taker) = tokio::join!(Giver::open(give, uid, GIVER, soon()), Taker::open(take, uid, TAKER, soon()));
+        giver.unwrap().offer(1, &items([1])).await.unwrap();
+        assert_eq!(offered(&mut taker.unwrap()).await.0, 1);
+        let (vault, _end) = transfer::pair().unwrap();
+        to_old.send(Down::Vault(vault.as_fd())).await.unwrap();
+        assert!(matches!(old.next().await.unwrap(), Order::Vault(_)));
     });
 }
 

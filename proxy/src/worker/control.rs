@@ -212,6 +212,8 @@ impl Control {
                 }
                 Ok(())
             }
+            // Closing the end says that nothing will go over it, and that nothing is deposited.
+            Word::Path { .. } | Word::Vault(_) => Ok(()),
             Word::Segment { fd, .. } => {
                 if let Err(error) = self.grow(fd).await {
                     tracing::error!(%error, "a new ledger segment is not usable");

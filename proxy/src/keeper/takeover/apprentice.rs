@@ -181,7 +181,7 @@ impl Keeper {
                 }
             }
             // Meant for a worker, which has one of this keeper.
-            Word::Door(_) => {}
+            Word::Door(_) | Word::Path { .. } | Word::Vault(_) => {}
         }
     }
 

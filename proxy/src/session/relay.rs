@@ -1,10 +1,16 @@
 //! What a session holds and what it does next: pure, without sockets, clock or task. The engine asks for the next
-//! [`Step`] of a direction, does it, and reports what came of it. Everything a successor would need to go on is a field.
+//! [`Step`] of a direction, does it, and reports what came of it. Everything a successor needs to go on is a field, and
+//! travels as a [`RelayState`] (`state`).
 //!
 //! A direction is named by the side its bytes come from.
 
+mod state;
 #[cfg(test)]
 mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use state::RelayState;
 
 /// Reads that filled the whole buffer, one after the other, before a direction splices: the first may be chance.
 const FULL_READS: u8 = 2;
@@ -15,7 +21,8 @@ const SMALL_SPLICES: u8 = 4;
 /// A splice that would have fitted into the copy buffer: below this size one `recv` and one `send` are cheaper.
 const SMALL: usize = 16 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Side {
     Client,
     Backend,
@@ -31,7 +38,8 @@ impl Side {
 }
 
 /// How a side broke.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Failure {
     Reset,
     /// The kernel gave up on it (`ETIMEDOUT`: keepalive or `TCP_USER_TIMEOUT`).

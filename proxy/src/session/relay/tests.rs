@@ -34,6 +34,12 @@ enum Event {
         limit: usize,
         filled: bool,
     },
+    /// The engine stops; whoever has the session next goes by what was written down.
+    Freeze,
+    /// It goes on where it was (the move was withdrawn) or elsewhere.
+    Resume {
+        elsewhere: bool,
+    },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -44,12 +50,23 @@ fn event() -> impl Strategy<Value = Event> {
         1 => side.clone().prop_map(Event::Resets),
         12 => (side, 0_usize..300, any::<bool>())
             .prop_map(|(from, limit, filled)| Event::Step { from, limit, filled }),
+        2 => Just(Event::Freeze),
+        3 => any::<bool>().prop_map(|elsewhere| Event::Resume { elsewhere }),
     ]
+}
+
+/// A relay on its way.
+#[derive(Debug)]
+struct Held {
+    state: RelayState,
+    hand: [Vec<u8>; 2],
 }
 
 #[derive(Debug, Default)]
 struct World {
     relay: Relay,
+    /// Then `relay` is nobody's.
+    held: Option<Held>,
     peers: [Peer; 2],
     pipes: [VecDeque<u8>; 2],
     next: u8,
@@ -61,8 +78,30 @@ impl World {
             Event::Sends(side, n) => self.send(*side, *n),
             Event::Ends(side) => self.peers[index(*side)].ended |= !self.peers[index(*side)].reset,
             Event::Resets(side) => self.peers[index(*side)].reset = true,
-            Event::Step { from, limit, filled } => self.step(*from, *limit, *filled),
+            Event::Step { from, limit, filled } if self.held.is_none() => self.step(*from, *limit, *filled),
+            Event::Step { .. } => {}
+            Event::Freeze => self.freeze(),
+            Event::Resume { elsewhere } => self.resume(*elsewhere),
         }
+    }
+
+    fn freeze(&mut self) {
+        if self.held.is_none() {
+            let (state, hand) = std::mem::take(&mut self.relay).into_state();
+            self.held = Some(Held { state, hand });
+        }
+    }
+
+    fn resume(&mut self, elsewhere: bool) {
+        let Some(Held { state, hand }) = self.held.take() else { return };
+        let state = if elsewhere {
+            let text = serde_json::to_string(&state).unwrap();
+            assert!(text.len() < 1024, "{text}");
+            serde_json::from_str(&text).unwrap()
+        } else {
+            state
+        };
+        self.relay = Relay::from_state(state, hand);
     }
 
     fn send(&mut self, side: Side, n: u8) {
@@ -165,6 +204,7 @@ impl World {
 
     /// Runs until nothing moves: every session comes to its outcome.
     fn run_out(&mut self) {
+        self.resume(true);
         for _ in 0..20_000 {
             for from in SIDES {
                 self.step(from, 200, false);
@@ -238,6 +278,59 @@ fn a_direction_splices_after_two_full_reads_and_copies_after_four_small_splices(
     assert_eq!(relay.step(Side::Client), Step::SpliceOut);
     relay.spliced_out(Side::Client, 1);
     assert_eq!(relay.step(Side::Client), Step::Receive);
+}
+
+/// Says the same as another relay, whatever is asked.
+fn alike(one: &Relay, other: &Relay) -> bool {
+    let said =
+        |relay: &Relay, from| (relay.step(from), relay.held(from), relay.in_hand(from).to_vec(), relay.splices(from));
+    SIDES.iter().all(|from| said(one, *from) == said(other, *from)) && one.outcome() == other.outcome()
+}
+
+#[test]
+fn a_relay_that_was_written_down_goes_on_as_the_same() {
+    let moved = |relay: Relay| {
+        let (state, hand) = relay.into_state();
+        Relay::from_state(serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap(), hand)
+    };
+    // Bytes in hand, half of them written; a pipe with bytes; one full read, which alone does not splice yet.
+    let relay = || {
+        let mut relay = Relay::default();
+        relay.passed(Side::Client, b"halfway", 0, true);
+        relay.written(Side::Client, 4);
+        relay.spliced_in(Side::Backend, 100_000);
+        relay.spliced_out(Side::Backend, 1);
+        relay
+    };
+    let mut back = moved(relay());
+    assert!(alike(&back, &relay()), "{back:?}");
+    assert_eq!((back.in_hand(Side::Client), back.in_pipe(Side::Backend)), (&b"way"[..], 99_999));
+    back.written(Side::Client, 3);
+    back.passed(Side::Client, b"x", 1, true);
+    assert!(back.splices(Side::Client), "the second full read in a row, though the first was elsewhere");
+    // A half-closed one, then one that broke.
+    let mut half = Relay::default();
+    half.ended(Side::Backend);
+    half.shut(Side::Backend);
+    let mut half = moved(half);
+    assert!(half.is_half_closed() && half.has_shut(Side::Backend));
+    half.failed(Side::Client, Failure::Timeout);
+    half.failed(Side::Backend, Failure::Reset);
+    let half = moved(half);
+    assert_eq!(half.broken(), Some((Side::Client, Failure::Timeout)));
+    assert_eq!(half.outcome(), Some(Outcome::Broken { side: Side::Client, failure: Failure::Timeout }));
+}
+
+#[test]
+fn a_state_of_another_version_is_read_as_far_as_it_goes() {
+    let older: RelayState = serde_json::from_str("{}").unwrap();
+    assert!(alike(&Relay::from_state(older, Default::default()), &Relay::default()));
+    let newer = r#"{"flows":[{"piped":7,"run":255,"colour":"red"},{}],"first_end":"client","later":[1]}"#;
+    let mut relay = Relay::from_state(serde_json::from_str(newer).unwrap(), Default::default());
+    assert_eq!(relay.step(Side::Client), Step::SpliceOut);
+    relay.spliced_out(Side::Client, 7);
+    relay.passed(Side::Client, b"", 0, true);
+    assert!(relay.splices(Side::Client), "a count beyond all bounds is no fault");
 }
 
 #[test]

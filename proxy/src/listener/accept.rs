@@ -1,6 +1,7 @@
 //! The accept loop of one socket on one thread.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -17,6 +18,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::arrival::Brought;
 use super::failure::AcceptFailure;
 use super::pause::Pause;
 use super::setup::Setup;
@@ -37,6 +39,9 @@ const UNPOLLED: Duration = Duration::from_millis(100);
 pub struct Floor {
     setup: RefCell<Cache<Arc<ArcSwap<Setup>>, Arc<Setup>>>,
     book: RefCell<Rc<Book>>,
+    /// For sessions of earlier segments, by segment.
+    earlier: RefCell<HashMap<u32, Rc<Book>>>,
+    pub(super) brought: Brought,
     census: Arc<Census>,
     /// Number of this thread.
     thread: usize,
@@ -86,6 +91,8 @@ impl Floor {
         Self {
             setup: RefCell::new(Cache::new(setup)),
             book: RefCell::new(Rc::new(book)),
+            earlier: RefCell::default(),
+            brought: Brought::default(),
             census,
             thread,
             freed: Rc::default(),
@@ -104,7 +111,28 @@ impl Floor {
 
     /// New sessions are written into this one; those that are keep theirs.
     pub fn turn_to(&self, book: Book) {
-        *self.book.borrow_mut() = Rc::new(book);
+        let before = self.book.replace(Rc::new(book));
+        self.earlier.borrow_mut().insert(before.index(), before);
+    }
+
+    pub(super) fn setup(&self) -> Arc<Setup> {
+        Arc::clone(self.setup.borrow_mut().load())
+    }
+
+    pub(super) fn earlier(&self) -> &RefCell<HashMap<u32, Rc<Book>>> {
+        &self.earlier
+    }
+
+    pub(super) fn census(&self) -> &Arc<Census> {
+        &self.census
+    }
+
+    pub(super) fn thread(&self) -> usize {
+        self.thread
+    }
+
+    pub(super) fn freed(&self) -> &Rc<Notify> {
+        &self.freed
     }
 
     /// As of now: one load tells whether there is a newer setup.

@@ -4,11 +4,13 @@
 //! duplicate: `shutdown` would stop the socket in every process that has it.
 
 mod accept;
+mod arrival;
 mod failure;
 mod pause;
 mod setup;
 mod turn;
 
 pub use accept::{Acceptor, Floor};
+pub use arrival::Unheld;
 pub use setup::{Setup, UnknownPool, names_of};
 pub use turn::Turn;

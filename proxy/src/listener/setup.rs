@@ -16,6 +16,7 @@ pub struct Setup {
     /// Of this process; counts up.
     pub version: u64,
     by_socket: HashMap<String, Arc<Terms>>,
+    by_listener: HashMap<String, Arc<Terms>>,
     pools: Pools,
 }
 
@@ -30,17 +31,23 @@ pub struct UnknownPool {
 impl Setup {
     pub fn build(plan: &Plan, before: &Self) -> Result<Self, UnknownPool> {
         let pools = Pools::build(&plan.pools, &before.pools);
-        let mut by_socket = HashMap::new();
+        let (mut by_socket, mut by_listener) = (HashMap::new(), HashMap::new());
         for listener in &plan.listeners {
             let terms = Arc::new(terms(listener, &pools)?);
             by_socket.extend(listener.sockets.iter().map(|id| (id.clone(), Arc::clone(&terms))));
+            by_listener.insert(listener.name.clone(), terms);
         }
-        Ok(Self { version: before.version + 1, by_socket, pools })
+        Ok(Self { version: before.version + 1, by_socket, by_listener, pools })
     }
 
     /// What is accepted on this socket goes by these.
     pub fn terms(&self, socket: &str) -> Option<&Arc<Terms>> {
         self.by_socket.get(socket)
+    }
+
+    /// What is accepted by this listener goes by these.
+    pub fn listener(&self, name: &str) -> Option<&Arc<Terms>> {
+        self.by_listener.get(name)
     }
 
     pub fn pool(&self, name: &str) -> Option<&Arc<Pool>> {
@@ -66,13 +73,18 @@ pub fn names_of(plan: &Plan) -> Vec<NameSpec> {
         .collect()
 }
 
-fn terms(listener: &PlannedListener, pools: &Pools) -> Result<Terms, UnknownPool> {
+/// For terms of this process.
+pub(super) fn new_key() -> u64 {
     static KEYS: AtomicU64 = AtomicU64::new(0);
+    KEYS.fetch_add(1, Ordering::Relaxed)
+}
+
+fn terms(listener: &PlannedListener, pools: &Pools) -> Result<Terms, UnknownPool> {
     let pool: &Arc<Pool> = pools
         .named(&listener.pool)
         .ok_or_else(|| UnknownPool { listener: listener.name.clone(), pool: listener.pool.clone() })?;
     Ok(Terms {
-        key: KEYS.fetch_add(1, Ordering::Relaxed),
+        key: new_key(),
         listener: listener.name.clone(),
         pool: Arc::clone(pool),
         max_sessions: listener.max_sessions,

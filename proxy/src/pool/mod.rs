@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::config::Balance;
 use crate::config::plan::{BackendAdmin, PlannedPool};
 
 mod schedule;
@@ -69,8 +70,27 @@ impl Pool {
         Self { backends, schedule: schedule::build(&weights), cursor: AtomicUsize::new(cursor), plan }
     }
 
+    /// One of which only the name is known: for sessions of a pool that is no more. It has no backends.
+    pub fn named_only(name: &str) -> Self {
+        let plan = PlannedPool {
+            name: name.to_owned(),
+            version: 0,
+            balance: Balance::RoundRobin,
+            connect_timeout: Duration::ZERO,
+            connect_retries: 0,
+            source: None,
+            backends: Vec::new(),
+        };
+        Self::new(plan, 0)
+    }
+
     pub fn name(&self) -> &str {
         &self.plan.name
+    }
+
+    /// The backend of this name, if it takes new sessions and is still at this address.
+    pub fn backend(&self, name: &str, address: SocketAddr) -> Option<&Arc<Backend>> {
+        self.backends.iter().find(|backend| backend.address == address && backend.name == name)
     }
 
     pub fn connect_timeout(&self) -> Duration {
@@ -99,7 +119,8 @@ impl Pool {
 }
 
 impl Backend {
-    fn new(name: String, address: SocketAddr) -> Self {
+    /// A backend that none other is, even of the same name.
+    pub fn new(name: String, address: SocketAddr) -> Self {
         static KEYS: AtomicU64 = AtomicU64::new(0);
         Self { key: KEYS.fetch_add(1, Ordering::Relaxed), name, address }
     }

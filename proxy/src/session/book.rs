@@ -44,8 +44,24 @@ pub struct BackendBook {
 impl Book {
     /// Leases a block in the newest of `segments` for this thread.
     pub fn lease(segments: Vec<Arc<Segment>>, generation: u32, thread: u16) -> Result<Option<Self>, LedgerError> {
-        let Some(newest) = segments.last() else { return Ok(None) };
-        let writer = Writer::lease(Arc::clone(newest), generation, thread)?;
+        let newest = segments.last().map_or(0, |segment| segment.index());
+        Self::lease_in(segments, newest, generation, thread)
+    }
+
+    /// The same thread's in another segment, for sessions that were opened there. `None`: there is no such segment.
+    pub fn sibling(&self, index: u32) -> Result<Option<Self>, LedgerError> {
+        let (generation, thread) = self.writer.owner();
+        Self::lease_in(self.segments.clone(), index, generation, thread)
+    }
+
+    fn lease_in(
+        segments: Vec<Arc<Segment>>,
+        index: u32,
+        generation: u32,
+        thread: u16,
+    ) -> Result<Option<Self>, LedgerError> {
+        let Some(segment) = segments.iter().find(|segment| segment.index() == index) else { return Ok(None) };
+        let writer = Writer::lease(Arc::clone(segment), generation, thread)?;
         Ok(Some(Self {
             writer,
             segments,
@@ -57,6 +73,11 @@ impl Book {
 
     pub fn segments(&self) -> &[Arc<Segment>] {
         &self.segments
+    }
+
+    /// Of the segment it writes to.
+    pub fn index(&self) -> u32 {
+        self.writer.segment().index()
     }
 
     /// Forgets the handles of a setup that is no more.

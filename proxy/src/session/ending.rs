@@ -19,6 +19,8 @@ pub struct Unsent {
 }
 
 impl Unsent {
+    pub(super) const UNKNOWN: Self = Self { to_client: -1, to_backend: -1 };
+
     /// Unknown counts as none.
     pub fn total(&self) -> u64 {
         u64::try_from(self.to_client).unwrap_or(0) + u64::try_from(self.to_backend).unwrap_or(0)

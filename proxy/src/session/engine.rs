@@ -3,6 +3,8 @@
 //! A poll allocates nothing, unless a write was short. Small reads go through one buffer of the thread, borrowed for one
 //! read and one write; an idle session holds neither buffer nor pipe.
 
+mod parts;
+
 use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -11,6 +13,9 @@ use super::meter::Meter;
 use super::pipe::Pipe;
 use super::relay::{Failure, Outcome, Relay, Side, Step, index};
 use super::socket::Socket;
+
+pub(super) use parts::Parts;
+pub use parts::Unfit;
 
 /// The size the prototype was measured with: a `recv` of more is better done by `splice`.
 const BUFFER: usize = 16 * 1024;
@@ -268,9 +273,9 @@ impl Engine {
     }
 
     fn keep_or_give_pipe(&mut self, from: Side) {
+        let is_spent = |pipe: &mut Pipe| !self.relay.splices(from) || pipe.writer.is_none();
         if self.relay.in_pipe(from) == 0
-            && !self.relay.splices(from)
-            && let Some(pipe) = self.pipes[index(from)].take()
+            && let Some(pipe) = self.pipes[index(from)].take_if(is_spent)
         {
             pipe.give_back();
         }

@@ -1,8 +1,9 @@
 //! What one session counts: handles into the ledger, taken once, so that a byte costs a few stores.
 
+use std::cell::{OnceCell, Ref, RefCell};
 use std::rc::Rc;
 
-use handoff::ledger::{Counters, Record};
+use handoff::ledger::{Counters, Place, Record};
 
 use super::book::{BackendBook, ListenerBook};
 use super::clock;
@@ -13,9 +14,11 @@ use crate::pool::Backend;
 
 #[derive(Debug)]
 pub(super) struct Meter {
-    record: Record,
+    id: u64,
+    /// `None`: given to another worker, and nothing is counted any more.
+    record: RefCell<Option<Record>>,
     listener: Rc<ListenerBook>,
-    backend: std::cell::OnceCell<Rc<BackendBook>>,
+    backend: OnceCell<Rc<BackendBook>>,
     opened_ms: u64,
 }
 
@@ -23,16 +26,44 @@ impl Meter {
     /// A session is counted from its accept on.
     pub(super) fn open(record: Record, listener: Rc<ListenerBook>, opened_ms: u64) -> Self {
         listener.route.add(names::route::SESSIONS, 1);
-        Self { record, listener, backend: std::cell::OnceCell::new(), opened_ms }
+        Self::adopted(record, listener, None, opened_ms)
+    }
+
+    /// One that was counted by another worker goes on counting here, once its record is ours.
+    pub(super) fn adopted(
+        record: Record,
+        listener: Rc<ListenerBook>,
+        backend: Option<Rc<BackendBook>>,
+        opened_ms: u64,
+    ) -> Self {
+        let backend = backend.map_or_else(OnceCell::new, OnceCell::from);
+        Self { id: record.id(), record: RefCell::new(Some(record)), listener, backend, opened_ms }
     }
 
     pub(super) fn id(&self) -> u64 {
-        self.record.id()
+        self.id
+    }
+
+    pub(super) fn place(&self) -> Option<Place> {
+        self.record().map(|record| record.place())
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        self.record().is_some_and(|record| record.is_ours())
+    }
+
+    /// The last write: from here on the record is another thread's, and this meter counts nothing.
+    pub(super) fn give(&self, generation: u32, thread: u16) {
+        if let Some(record) = self.record.take() {
+            record.give(generation, thread);
+        }
     }
 
     /// Connected: `backend` has it from now on, which took so long.
     pub(super) fn established(&self, backend: &Backend, book: Rc<BackendBook>, connect_seconds: f64) {
-        self.record.established(book.name, backend.address);
+        if let Some(record) = self.record() {
+            record.established(book.name, backend.address);
+        }
         book.counters.add(names::backend::SESSIONS, 1);
         observe(&self.listener.process, &names::process::CONNECT, connect_seconds);
         let _ = self.backend.set(book);
@@ -41,7 +72,9 @@ impl Meter {
     pub(super) fn read(&self, from: Side, n: usize) {
         let n = n as u64;
         if from == Side::Client {
-            self.record.received(n);
+            if let Some(record) = self.record() {
+                record.received(n);
+            }
             self.listener.counters.add(names::listener::RECEIVED, n);
             self.add_backend_bytes(n);
         }
@@ -50,7 +83,9 @@ impl Meter {
     pub(super) fn wrote(&self, to: Side, n: usize) {
         let n = n as u64;
         if to == Side::Client {
-            self.record.sent(n);
+            if let Some(record) = self.record() {
+                record.sent(n);
+            }
             self.listener.counters.add(names::listener::SENT, n);
             self.add_backend_bytes(n);
         }
@@ -64,11 +99,13 @@ impl Meter {
 
     /// Bytes from and to the client so far.
     pub(super) fn bytes(&self) -> (u64, u64) {
-        (self.record.total_received(), self.record.total_sent())
+        self.record().map_or((0, 0), |record| (record.total_received(), record.total_sent()))
     }
 
     pub(super) fn touch(&self, now_ms: u64) {
-        self.record.touch(now_ms);
+        if let Some(record) = self.record() {
+            record.touch(now_ms);
+        }
     }
 
     pub(super) fn opened_ms(&self) -> u64 {
@@ -76,12 +113,14 @@ impl Meter {
     }
 
     pub(super) fn last_byte_ms(&self) -> u64 {
-        self.record.last_byte_ms()
+        self.record().map_or(0, |record| record.last_byte_ms())
     }
 
     /// What a close will lose; written before the close.
     pub(super) fn unsent(&self, to_client: i64, to_backend: i64) {
-        self.record.unsent(to_client, to_backend);
+        if let Some(record) = self.record() {
+            record.unsent(to_client, to_backend);
+        }
     }
 
     pub(super) fn forced(&self, cause: Cause, unsent: u64) {
@@ -94,7 +133,14 @@ impl Meter {
         self.listener.counters.add(names::listener::closed(reason), 1);
         let age = clock::coarse_ms().saturating_sub(self.opened_ms);
         observe(&self.listener.process, &names::process::SESSION, seconds(age));
-        self.record.closed(reason.code());
+        if let Some(record) = self.record() {
+            record.closed(reason.code());
+        }
+    }
+
+    #[inline]
+    fn record(&self) -> Option<Ref<'_, Record>> {
+        Ref::filter_map(self.record.borrow(), Option::as_ref).ok()
     }
 }
 

@@ -2,13 +2,17 @@
 //!
 //! [`Table::open`] begins it; `connect` finds its backend; `relaying` is the rest of its life, in which `relay` decides
 //! and `engine` does; `meter` counts. Whoever ends it by force does so through the [`Table`] of its thread.
+//!
+//! It may go on in another worker: frozen here it is `carried` there, and `held` at both ends until one of them has it.
 
 mod abort;
 mod book;
+mod carried;
 pub mod clock;
 mod connect;
 mod ending;
 mod engine;
+mod held;
 mod meter;
 mod options;
 mod pipe;
@@ -18,6 +22,8 @@ mod relaying;
 mod socket;
 mod table;
 mod terms;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
@@ -28,18 +34,21 @@ use std::task::{Context, Poll, Waker};
 
 pub use abort::AbortOnPanic;
 pub use book::{Book, ListenerBook};
+pub use carried::{BackendState, Carried, SessionState};
 pub use ending::{Ending, Unsent};
+pub use engine::Unfit;
 pub use options::set_listener;
 pub use pipe::allow_pipes;
 pub use probe::{Reachable, probe};
 pub use socket::{Socket, register};
-pub use table::{Accepted, Measured, NoRecord, Scope, Table};
+pub use table::{Accepted, Frozen, Measured, NoRecord, NotHeld, Scope, Table};
 pub use terms::{Census, Seat, Terms};
 
 use crate::config::ForcedClose;
 use crate::observe::reason::Reason;
 use crate::pool::Backend;
 use connect::Reached;
+use held::Held;
 use meter::Meter;
 use relaying::{Over, Relaying};
 
@@ -53,18 +62,20 @@ struct Session {
     phase: RefCell<Phase>,
     waker: RefCell<Option<Waker>>,
     counted: Cell<bool>,
+    /// It has what only lasting sessions need.
+    is_lasting: Cell<bool>,
     /// Given back when the session is over.
     seat: Seat,
 }
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every session relays; a box would only add to its memory")]
 enum Phase {
     /// Its sockets are with its task.
     Connecting {
         forced: Option<Ending>,
     },
     Relaying(Relaying),
+    Held(Held),
     Over,
 }
 
@@ -78,6 +89,7 @@ impl Session {
             phase: RefCell::new(Phase::Connecting { forced: None }),
             waker: RefCell::new(None),
             counted: Cell::new(false),
+            is_lasting: Cell::new(false),
             seat: seat.occupy(),
         }
     }
@@ -89,7 +101,8 @@ impl Session {
             Ok(reached) => {
                 self.seat.searched(true);
                 self.establish(client, reached, &book);
-                std::future::poll_fn(|cx| self.poll(cx)).await;
+                drop(book);
+                self.run_on().await;
             }
             Err(reason) => {
                 // A client that left, or a forced end, says nothing of the backends.
@@ -130,8 +143,12 @@ impl Session {
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
         let over = {
             let mut phase = self.phase.borrow_mut();
-            let Phase::Relaying(relaying) = &mut *phase else { return Poll::Ready(()) };
-            match relaying.poll(cx, &self.meter, &self.terms.timeouts) {
+            let polled = match &mut *phase {
+                Phase::Relaying(relaying) => relaying.poll(cx, &self.meter, &self.terms.timeouts),
+                Phase::Held(_) => Poll::Pending,
+                Phase::Connecting { .. } | Phase::Over => return Poll::Ready(()),
+            };
+            match polled {
                 Poll::Ready(over) => over,
                 Poll::Pending => {
                     self.remember(cx);
@@ -153,12 +170,16 @@ impl Session {
         self.over(reason);
     }
 
-    /// Ends it now, or as soon as its task runs; `false`: it was over.
+    /// Ends it now, or as soon as its task runs, or it is resumed; `false`: it was over, or is not ours.
     fn force(&self, ending: Ending) -> bool {
-        if let Phase::Connecting { forced } = &mut *self.phase.borrow_mut() {
-            forced.get_or_insert(ending);
-            self.wake();
-            return true;
+        match &mut *self.phase.borrow_mut() {
+            Phase::Connecting { forced } | Phase::Held(Held::Frozen { forced }) => {
+                forced.get_or_insert(ending);
+                self.wake();
+                return true;
+            }
+            Phase::Relaying(_) => {}
+            Phase::Held(Held::Awaited(_)) | Phase::Over => return false,
         }
         let Phase::Relaying(relaying) = self.phase.replace(Phase::Over) else { return false };
         let unsent = relaying.unsent();
@@ -169,13 +190,14 @@ impl Session {
         true
     }
 
-    /// It has lasted a second. `false`: it has no backend yet.
+    /// It has lasted a second. `false`: its backend's socket is not there yet, or not now.
     fn lasts(&self) -> bool {
         match &*self.phase.borrow() {
-            Phase::Connecting { .. } => false,
+            Phase::Connecting { .. } | Phase::Held(_) => false,
             Phase::Relaying(relaying) => {
                 // A socket that is closing refuses; it needs nothing any more.
                 let _ = relaying.keep(&self.terms.tcp);
+                self.is_lasting.set(true);
                 true
             }
             Phase::Over => true,
@@ -221,7 +243,8 @@ impl Session {
         let unsent = match &*phase {
             Phase::Connecting { .. } => Unsent::default(),
             Phase::Relaying(relaying) => relaying.unsent(),
-            Phase::Over => return None,
+            Phase::Held(Held::Frozen { .. }) => Unsent::UNKNOWN,
+            Phase::Held(Held::Awaited(_)) | Phase::Over => return None,
         };
         let (id, opened_ms) = (self.meter.id(), self.meter.opened_ms());
         Some(Measured { id, opened_ms, idle_ms: self.idle_ms(clock::coarse_ms()), unsent })

@@ -1,8 +1,10 @@
 //! Pipes for `splice`, kept per thread: making one costs more than it moves at first.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
 /// Bytes of a pipe. Measured on two cores with 4 streams, per CPU-second: 64 KiB 24 Gbit, 256 KiB 33, 1 MiB 47; but what
@@ -17,22 +19,28 @@ const KEPT: usize = 32;
 
 thread_local! {
     static POOL: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
-    /// How many more this thread may make.
-    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// How many more this thread may make; below 0 where it was given more than that.
+    static LEFT: Cell<isize> = const { Cell::new(isize::MAX) };
 }
 
 /// Lets this thread have so many pipes at a time; beyond that, directions go on copying. What sessions and listeners were
 /// promised must not end up as pipes.
 pub fn allow_pipes(most: usize) {
-    LEFT.set(most);
+    LEFT.set(isize::try_from(most).unwrap_or(isize::MAX));
 }
 
 #[derive(Debug)]
 pub(super) struct Pipe {
     pub(super) reader: OwnedFd,
-    pub(super) writer: OwnedFd,
+    /// `None`: it can only be emptied.
+    pub(super) writer: Option<OwnedFd>,
     pub(super) size: usize,
+    _counted: Counted,
 }
+
+/// One of those that this thread may have.
+#[derive(Debug)]
+struct Counted;
 
 impl Pipe {
     /// An empty pipe; `None` if none worth having can be made.
@@ -42,24 +50,53 @@ impl Pipe {
 
     /// Keeps an empty pipe for the next session. One that holds bytes of this session is closed.
     pub(super) fn give_back(self) {
-        let empty = rustix::io::ioctl_fionread(&self.reader).is_ok_and(|n| n == 0);
+        let empty = self.held().is_ok_and(|n| n == 0);
         POOL.with_borrow_mut(|pool| {
-            if empty && pool.len() < KEPT {
+            if empty && self.writer.is_some() && pool.len() < KEPT {
                 pool.push(self);
             }
         });
     }
 
+    /// A pipe that comes with bytes. Its writing end is opened anew; where that can't be (no `/proc`), what it holds can be
+    /// read all the same, and the next bytes take another pipe.
+    pub(super) fn adopt(reader: OwnedFd) -> io::Result<Self> {
+        let size = fcntl_getpipe_size(&reader)?;
+        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let writer = rustix::fs::open(path, flags, Mode::empty()).ok();
+        Ok(Self { reader, writer, size, _counted: Counted::new() })
+    }
+
+    /// The end that travels; the bytes stay in it. Another writing end can be opened from it.
+    pub(super) fn into_reader(self) -> OwnedFd {
+        self.reader
+    }
+
+    /// Bytes in it.
+    pub(super) fn held(&self) -> io::Result<usize> {
+        let held = rustix::io::ioctl_fionread(&self.reader)?;
+        usize::try_from(held).map_err(io::Error::other)
+    }
+
     fn make() -> Option<Self> {
-        let left = LEFT.get().checked_sub(1)?;
+        if LEFT.get() <= 0 {
+            return None;
+        }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
         let size = fcntl_setpipe_size(&writer, SIZE).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
-        LEFT.set(left);
-        Some(Self { reader, writer, size })
+        Some(Self { reader, writer: Some(writer), size, _counted: Counted::new() })
     }
 }
 
-impl Drop for Pipe {
+impl Counted {
+    fn new() -> Self {
+        LEFT.set(LEFT.get().saturating_sub(1));
+        Self
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         // At the end of its thread the count may be gone before the pool is.
         let _ = LEFT.try_with(|left| left.set(left.get().saturating_add(1)));
@@ -86,12 +123,37 @@ mod tests {
     #[test]
     fn only_an_empty_pipe_is_kept() {
         let (clean, dirty) = (Pipe::take().unwrap(), Pipe::take().unwrap());
-        rustix::io::write(&dirty.writer, b"of another session").unwrap();
+        rustix::io::write(dirty.writer.as_ref().unwrap(), b"of another session").unwrap();
         dirty.give_back();
         assert_eq!(kept(), 0);
         clean.give_back();
         assert_eq!(kept(), 1);
         let again = Pipe::take().unwrap();
-        assert_eq!((kept(), rustix::io::ioctl_fionread(&again.reader).unwrap()), (0, 0));
+        assert_eq!((kept(), again.held().unwrap()), (0, 0));
+    }
+
+    #[test]
+    fn a_pipe_that_comes_from_elsewhere_has_its_bytes_and_takes_more() {
+        allow_pipes(1);
+        let pipe = Pipe::take().unwrap();
+        rustix::io::write(pipe.writer.as_ref().unwrap(), b"first ").unwrap();
+        let (size, reader) = (pipe.size, pipe.into_reader());
+        let pipe = Pipe::adopt(reader).unwrap();
+        assert_eq!((pipe.size, pipe.held().unwrap()), (size, 6));
+        rustix::io::write(pipe.writer.as_ref().unwrap(), b"second").unwrap();
+        let mut bytes = [0; 20];
+        assert_eq!(rustix::io::read(&pipe.reader, &mut bytes).unwrap(), 12);
+        assert_eq!(&bytes[..12], b"first second");
+        assert!(Pipe::take().is_none(), "it counts as one of this thread's");
+        pipe.give_back();
+        assert_eq!(kept(), 1, "empty, it serves others");
+    }
+
+    #[test]
+    fn a_pipe_that_cannot_be_filled_serves_no_other_session() {
+        let mut pipe = Pipe::take().unwrap();
+        pipe.writer = None;
+        pipe.give_back();
+        assert_eq!(kept(), 0);
     }
 }

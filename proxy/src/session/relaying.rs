@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::clock;
 use super::ending::Unsent;
-use super::engine::Engine;
+use super::engine::{Engine, Parts, Unfit};
 use super::meter::Meter;
 use super::relay::{Failure, Outcome, Side};
 use super::socket::Socket;
@@ -59,9 +60,50 @@ pub(super) struct Over {
     pub(super) how: ForcedClose,
 }
 
+/// Clocks of a session that go on with it elsewhere; milliseconds of `CLOCK_MONOTONIC`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Clocks {
+    half_closed_ms: Option<u64>,
+    stuck: Option<Stuck>,
+}
+
+/// Since when the side that is left takes nothing, and how much was on its way to it then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Stuck {
+    since_ms: u64,
+    unsent: i64,
+}
+
 impl Relaying {
     pub(super) fn new(client: Socket, backend: Socket) -> Self {
-        Self { engine: Engine::new(client, backend), last_words: None, half_closed_ms: None, broken: None, alarm: None }
+        Self::of(Engine::new(client, backend))
+    }
+
+    fn of(engine: Engine) -> Self {
+        Self { engine, last_words: None, half_closed_ms: None, broken: None, alarm: None }
+    }
+
+    /// Nothing but the last acknowledgements before a reset is awaited: that is over in seconds, wherever it is.
+    pub(super) fn is_ending(&self) -> bool {
+        self.last_words.is_some()
+    }
+
+    /// Stopped at a byte boundary, out of the runtime. What is not in the parts or the clocks is found again from them.
+    pub(super) fn into_parts(self) -> (Parts, Clocks) {
+        let stuck =
+            self.broken.map(|Broken { mark: (_, unsent), progress_ms, .. }| Stuck { since_ms: progress_ms, unsent });
+        (self.engine.into_parts(), Clocks { half_closed_ms: self.half_closed_ms, stuck })
+    }
+
+    pub(super) fn from_parts(parts: Parts, clocks: Clocks) -> Result<Self, Unfit> {
+        let engine = Engine::from_parts(parts)?;
+        let broken = engine.relay.broken().zip(clocks.stuck).map(|((side, failure), stuck)| Broken {
+            reason: reason_of(side, failure),
+            mark: (engine.moved(), stuck.unsent),
+            progress_ms: stuck.since_ms,
+        });
+        Ok(Self { half_closed_ms: clocks.half_closed_ms, broken, ..Self::of(engine) })
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, meter: &Meter, timeouts: &Timeouts) -> Poll<Over> {
@@ -146,7 +188,9 @@ impl Relaying {
             after(last_byte.max(meter.opened_ms()), timeouts.idle).map(|due| (due, Reason::IdleTimeout)),
             half.map(|due| (due, Reason::HalfCloseTimeout)),
             after(meter.opened_ms(), timeouts.max_lifetime).map(|due| (due, Reason::MaxLifetime)),
-            self.broken.as_ref().map(|broken| (broken.progress_ms + clock::ms(LAST_BYTES), broken.reason)),
+            self.broken
+                .as_ref()
+                .map(|broken| (broken.progress_ms.saturating_add(clock::ms(LAST_BYTES)), broken.reason)),
         ]
         .into_iter()
         .flatten()

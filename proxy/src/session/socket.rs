@@ -27,6 +27,11 @@ impl Socket {
         Ok(Self { io: register(fd, interest)? })
     }
 
+    /// Takes it out of the runtime. Whoever registers it next hears of everything that is the case by then.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.io.into_inner()
+    }
+
     pub(super) fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
@@ -47,9 +52,10 @@ impl Socket {
 
     /// Into an empty pipe; a full pipe would look like a quiet socket.
     pub(super) fn poll_splice_in(&self, cx: &mut Context<'_>, pipe: &Pipe) -> Poll<io::Result<usize>> {
+        let Some(writer) = &pipe.writer else { return Poll::Ready(Err(io::ErrorKind::InvalidInput.into())) };
         loop {
             let mut guard = ready!(self.io.poll_read_ready(cx))?;
-            match splice(&self.io, None, &pipe.writer, None, pipe.size, SPLICE) {
+            match splice(&self.io, None, writer, None, pipe.size, SPLICE) {
                 Ok(n) => return Poll::Ready(Ok(n)),
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Err(Errno::INTR) => {}

@@ -1,22 +1,27 @@
 //! The sessions of one thread, by id.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use handoff::ledger::Opening;
+use handoff::ledger::{LedgerError, Opening};
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use super::book::{Book, ListenerBook};
+use super::carried::Carried;
 use super::ending::{Ending, Unsent};
+use super::engine::Unfit;
+use super::held::Unmoved;
 use super::meter::Meter;
+use super::relaying::Relaying;
 use super::socket::Socket;
 use super::terms::{Seat, Terms};
 use super::{AbortOnPanic, Session, clock};
+use crate::pool::Backend;
 
 /// A socket that was accepted, and where it came from.
 #[derive(Debug)]
@@ -47,6 +52,29 @@ pub struct Measured {
 #[derive(Debug)]
 pub struct NoRecord(pub Accepted, pub Seat);
 
+/// What came of freezing.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    pub carried: Vec<Carried>,
+    /// There may be more to freeze; then the counts below are not complete.
+    pub is_full: bool,
+    /// Have no backend yet.
+    pub connecting: u64,
+    /// Are over within seconds.
+    pub ending: u64,
+}
+
+/// Why a session of another worker is not held.
+#[derive(Debug, thiserror::Error)]
+pub enum NotHeld {
+    #[error(transparent)]
+    Record(#[from] LedgerError),
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error("it is here already")]
+    Here,
+}
+
 #[derive(Debug, Default)]
 pub struct Table {
     sessions: Rc<RefCell<HashMap<u64, Rc<Session>>>>,
@@ -76,12 +104,14 @@ impl Table {
             opened_ms,
         };
         let Some(record) = book.writer.claim(&opening) else { return Err(NoRecord(accepted, seat)) };
-        self.opened.set(self.opened.get() + 1);
-        self.opens.notify_waiters();
         let meter = Meter::open(record, Rc::clone(listener), opened_ms);
         let session = Rc::new(Session::new(meter, Arc::clone(terms), accepted.client, seat));
         match Socket::register(accepted.fd) {
-            Ok(client) => self.spawn(session, client, Rc::clone(book)),
+            Ok(client) => {
+                self.expect_to_last(&session);
+                let life = Rc::clone(&session).run(client, Rc::clone(book));
+                self.spawn(session, life);
+            }
             Err(e) => {
                 tracing::warn!(listener = terms.listener, "a client was turned away: {e}");
                 session.over(crate::observe::reason::Reason::InternalError);
@@ -132,15 +162,132 @@ impl Table {
         ids.iter().filter_map(|id| sessions.get(id)).map(|session| u64::from(session.force(ending))).sum()
     }
 
-    fn spawn(&self, session: Rc<Session>, client: Socket, book: Rc<Book>) {
+    /// Takes up to `most` sessions out of the runtime, none of `but`; their tasks wait until they are resumed or released.
+    pub fn freeze(&self, most: usize, but: &HashSet<u64>) -> Frozen {
+        let mut frozen = Frozen::default();
+        for (id, session) in self.sessions.borrow().iter() {
+            if frozen.carried.len() == most {
+                frozen.is_full = true;
+                break;
+            }
+            if but.contains(id) {
+                continue;
+            }
+            match session.freeze() {
+                Ok(carried) => frozen.carried.push(carried),
+                Err(Unmoved::Connecting) => frozen.connecting += 1,
+                Err(Unmoved::Ending) => frozen.ending += 1,
+                Err(Unmoved::NotThere) => {}
+            }
+        }
+        frozen
+    }
+
+    /// Goes on with sessions that were frozen here.
+    pub fn resume(&self, carried: Vec<Carried>) {
+        for carried in carried {
+            let session = self.sessions.borrow().get(&carried.id).map(Rc::clone);
+            if let Some(session) = session {
+                session.resume(carried);
+            }
+        }
+    }
+
+    /// Gives sessions that were frozen here to a thread each of another generation; says which went. The others, whose end was
+    /// forced meanwhile, are to be resumed.
+    pub fn release(&self, sessions: &[(u64, u16)], generation: u32) -> Vec<u64> {
+        let mut table = self.sessions.borrow_mut();
+        let goes = |id: &u64, thread: u16| table.get(id).is_some_and(|session| session.release(generation, thread));
+        let gone: Vec<u64> = sessions.iter().filter(|(id, thread)| goes(id, *thread)).map(|(id, _)| *id).collect();
+        for id in &gone {
+            table.remove(id);
+        }
+        gone
+    }
+
+    /// Holds a session of another worker, ready to be started. All that may fail happens here; if it does, what was carried is
+    /// dropped.
+    pub fn hold(
+        &self,
+        carried: Carried,
+        terms: &Arc<Terms>,
+        backend: Arc<Backend>,
+        book: &Rc<Book>,
+        listener: &Rc<ListenerBook>,
+        seat: Seat,
+    ) -> Result<(), NotHeld> {
+        let (id, place) = (carried.id, carried.place);
+        if self.sessions.borrow().contains_key(&id) {
+            return Err(NotHeld::Here);
+        }
+        let record = book.writer.adopt(place.index, id)?;
+        let (state, parts) = carried.into_parts();
+        let relaying = Relaying::from_parts(parts, state.clocks)?;
+        let counted = book.backend(terms.pool.name(), &backend);
+        let meter = Meter::adopted(record, Rc::clone(listener), counted, state.opened_ms);
+        let session = Session::awaited(meter, Arc::clone(terms), state.client, backend, seat, relaying);
+        session.is_lasting.set(state.lasts);
+        let session = Rc::new(session);
+        let life = Rc::clone(&session).run_on();
+        self.spawn(session, life);
+        Ok(())
+    }
+
+    /// Those that are ours by now go on, the others are let go; says how many went on.
+    pub fn start(&self, ids: &[u64]) -> u64 {
+        let mut started = 0;
+        for id in ids {
+            let session = self.sessions.borrow().get(id).map(Rc::clone);
+            let Some(session) = session else { continue };
+            if session.start() {
+                self.expect_to_last(&session);
+                started += 1;
+            }
+            self.forget_if_over(&session);
+        }
+        started
+    }
+
+    /// Lets go of sessions that are held and stay with their giver.
+    pub fn let_go(&self, ids: &[u64]) {
+        for id in ids {
+            let session = self.sessions.borrow().get(id).map(Rc::clone);
+            if let Some(session) = session {
+                session.let_go();
+                self.forget_if_over(&session);
+            }
+        }
+    }
+
+    /// At once: it may be offered again before its task has run.
+    fn forget_if_over(&self, session: &Session) {
+        if session.is_over() {
+            self.sessions.borrow_mut().remove(&session.meter.id());
+        }
+    }
+
+    /// The beat looks after it in a second, if that was not done already.
+    fn expect_to_last(&self, session: &Session) {
+        if session.is_lasting.get() {
+            return;
+        }
+        self.young.borrow_mut().push_back((session.meter.opened_ms(), session.meter.id()));
+        self.opened.set(self.opened.get() + 1);
+        self.opens.notify_waiters();
+    }
+
+    fn spawn(&self, session: Rc<Session>, life: impl Future<Output = ()> + 'static) {
         let id = session.meter.id();
         self.sessions.borrow_mut().insert(id, Rc::clone(&session));
-        self.young.borrow_mut().push_back((session.meter.opened_ms(), id));
         let sessions = Rc::clone(&self.sessions);
         self.tasks.spawn_local(async move {
             let _guard = AbortOnPanic;
-            session.run(client, book).await;
-            sessions.borrow_mut().remove(&id);
+            life.await;
+            // One that was given away may be back by now, as another.
+            let mut sessions = sessions.borrow_mut();
+            if sessions.get(&id).is_some_and(|known| Rc::ptr_eq(known, &session)) {
+                sessions.remove(&id);
+            }
         });
     }
 }

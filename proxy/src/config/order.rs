@@ -1,6 +1,7 @@
 //! What the keeper says to a worker that already serves, and what it hears back. JSON, inside the orders and answers of
 //! the hand-over channel.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use handoff::sequence::Polls;
@@ -86,6 +87,40 @@ pub enum Answer {
     Refused {
         why: String,
     },
+}
+
+/// What a worker tells its keeper without being asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "notice", rename_all = "snake_case")]
+pub enum Notice {
+    /// A giver: all that could move over this path has moved. Said once the first round is complete, and when the path has
+    /// ended (`over`).
+    Moved {
+        path: u64,
+        /// Since the path began.
+        moved: u64,
+        /// Those that are still with the giver, by why: a word of [`left`].
+        left: BTreeMap<String, u64>,
+        /// The longest that a session stood still, from its freeze to the release of its batch, microseconds.
+        longest_pause_us: u64,
+        over: bool,
+    },
+}
+
+/// Why a session was not moved.
+pub mod left {
+    /// It has no backend yet.
+    pub const CONNECTING: &str = "connecting";
+    /// It is over within seconds.
+    pub const ENDING: &str = "ending";
+    /// The taker refused it.
+    pub const REFUSED: &str = "refused";
+    /// The taker has as many sessions as it may.
+    pub const NO_ROOM: &str = "no_room";
+    /// The taker did not answer in time.
+    pub const TIMEOUT: &str = "timeout";
+    /// The path ended before it was its turn.
+    pub const PEER_GONE: &str = "peer_gone";
 }
 
 /// A pool of which no backend answers, and what the last one tried said.

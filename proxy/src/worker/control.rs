@@ -18,8 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::drain::DrainOrder;
+use super::paths::Paths;
 use super::plane::{Plane, PlaneError};
-use crate::config::order::{Answer, Order, Purpose, Scope};
+use crate::config::order::{Answer, Notice, Order, Purpose, Scope};
 use crate::config::plan::Plan;
 use crate::config::{Drain, OnKeeperDeath};
 use crate::observe::log;
@@ -122,6 +123,8 @@ pub(super) struct Control {
     pub(super) arriving: Vec<(String, OwnedFd)>,
     /// Probes under way, each with the id of its order.
     pub(super) probes: JoinSet<(u64, Answer)>,
+    /// Sessions on their way to other workers and from them.
+    paths: Paths,
     /// Where another keeper knocks once this one is gone.
     pub(super) door: Option<Door>,
     /// Held for that one.
@@ -152,6 +155,7 @@ impl Control {
             served,
             arriving,
             probes: JoinSet::new(),
+            paths: Paths::new(),
             door: None,
             state: None,
             keeperless,
@@ -173,7 +177,13 @@ impl Control {
                     }
                 }
                 Some(Ok((id, answer))) = self.probes.join_next() => answer_with(keeper, id, &answer).await?,
-                () = self.plane.emptied(), if self.finishing => return Ok(()),
+                notice = self.paths.notice() => tell(keeper, &notice).await?,
+                () = self.plane.emptied(), if self.finishing => {
+                    for notice in self.paths.rest().await {
+                        tell(keeper, &notice).await?;
+                    }
+                    return Ok(());
+                }
             }
         }
     }
@@ -212,8 +222,12 @@ impl Control {
                 }
                 Ok(())
             }
-            // Closing the end says that nothing will go over it, and that nothing is deposited.
-            Word::Path { .. } | Word::Vault(_) => Ok(()),
+            Word::Path { id, role, other, end } => {
+                self.paths.open(&self.plane, id, role, other, end);
+                Ok(())
+            }
+            // Closing the end says that nothing is deposited.
+            Word::Vault(_) => Ok(()),
             Word::Segment { fd, .. } => {
                 if let Err(error) = self.grow(fd).await {
                     tracing::error!(%error, "a new ledger segment is not usable");
@@ -290,6 +304,11 @@ impl Control {
 async fn answer_with(keeper: &mut Successor, id: u64, answer: &Answer) -> Result<(), HandoffError> {
     let body = serde_json::to_vec(answer).unwrap_or_default();
     keeper.send(Reply::Answer { id, body: &body }).await
+}
+
+async fn tell(keeper: &mut Successor, notice: &Notice) -> Result<(), HandoffError> {
+    let body = serde_json::to_vec(notice).unwrap_or_default();
+    keeper.send(Reply::Notice { body: &body }).await
 }
 
 /// A data thread that does not answer cannot be mended from here: the keeper gets no answer and decides.

@@ -1,7 +1,9 @@
 //! What a data thread is told, and the line to it. Every order has an answer, and every answer a deadline.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use handoff::ledger::{LedgerError, Segment};
@@ -9,9 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::order::Unreachable;
-use crate::listener::Turn;
+use crate::listener::{Turn, Unheld};
 use crate::pool::Pool;
-use crate::session::{Ending, Measured, Scope};
+use crate::session::{Carried, Ending, Frozen, Measured, Scope};
 
 /// A data thread that does not answer for so long is stuck: its longest turn is a few milliseconds.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
@@ -57,12 +59,70 @@ pub(super) enum Order {
         ending: Ending,
         answer: oneshot::Sender<u64>,
     },
+    /// Stops up to `most` sessions, none of `but`, and answers with them and with when it began, nanoseconds. If nobody takes
+    /// the answer, they go on.
+    Freeze {
+        most: usize,
+        but: Arc<HashSet<u64>>,
+        answer: oneshot::Sender<(Frozen, u64)>,
+    },
+    /// Goes on with sessions it has stopped.
+    Resume {
+        carried: Vec<Carried>,
+        answer: oneshot::Sender<()>,
+    },
+    /// Gives sessions it has stopped to another generation, each to the thread named, unless the permit is void by then.
+    /// Answers which went.
+    Release {
+        sessions: Vec<(u64, u16)>,
+        generation: u32,
+        permit: Permit,
+        answer: oneshot::Sender<Vec<u64>>,
+    },
+    /// Holds sessions of another generation; answers for each in turn.
+    Hold {
+        carried: Vec<Carried>,
+        answer: oneshot::Sender<Vec<Result<(), Unheld>>>,
+    },
+    /// Goes on with those held that are ours by now, lets go of the others; answers how many go on.
+    Start {
+        ids: Vec<u64>,
+        answer: oneshot::Sender<u64>,
+    },
+    /// Lets go of sessions it holds.
+    LetGo {
+        ids: Vec<u64>,
+        answer: oneshot::Sender<()>,
+    },
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Which {
     Scope(Scope),
     These(Vec<u64>),
+}
+
+/// To do something that must either be done or never be done: who gave it can take it back until it is used.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Permit(Arc<AtomicU8>);
+
+impl Permit {
+    const USED: u8 = 1;
+    const VOID: u8 = 2;
+
+    /// `false`: it was taken back.
+    pub(super) fn take(&self) -> bool {
+        self.set(Self::USED)
+    }
+
+    /// `false`: it is used already.
+    pub(super) fn void(&self) -> bool {
+        self.set(Self::VOID)
+    }
+
+    fn set(&self, to: u8) -> bool {
+        self.0.compare_exchange(0, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 /// The line to one thread.
@@ -107,12 +167,47 @@ impl Line {
         let told = timeout_at(deadline, self.sender.send(order(answer))).await;
         Asked { thread: self.thread, deadline, answered: matches!(told, Ok(Ok(()))).then_some(answered) }
     }
+
+    /// Tells the thread, and does not wait for an answer; but for its place in the line, whenever that is free.
+    pub(super) async fn leave_word<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) {
+        // A thread that has ended has no sessions.
+        let _ = self.sender.send(order(oneshot::channel().0)).await;
+    }
+
+    /// Gives these sessions to another generation; says which went. Those it does not name did not go and never will, also if
+    /// the thread was stuck.
+    pub(super) async fn release(&self, sessions: Vec<(u64, u16)>, generation: u32) -> Vec<u64> {
+        let permit = Permit::default();
+        let release = |answer| Order::Release { sessions, generation, permit: permit.clone(), answer };
+        let mut asked = self.tell(release).await;
+        let Some(answered) = &mut asked.answered else { return Vec::new() };
+        match timeout_at(asked.deadline, &mut *answered).await {
+            Ok(gone) => gone.unwrap_or_default(),
+            Err(_) if permit.void() => Vec::new(),
+            // It has begun, and this is a few stores.
+            Err(_) => answered.await.unwrap_or_default(),
+        }
+    }
+
+    /// Tells the thread whenever it listens again: for what must not be lost. It ends only with the thread.
+    pub(super) async fn insist<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.sender.send(order(answer)).await.ok()?;
+        answered.await.ok()
+    }
 }
 
 impl<T> Asked<T> {
     pub(super) async fn answer(self) -> Result<T, Silent> {
         let silent = Silent { thread: self.thread };
-        let Some(answered) = self.answered else { return Err(silent) };
-        timeout_at(self.deadline, answered).await.ok().and_then(Result::ok).ok_or(silent)
+        let Some(mut answered) = self.answered else { return Err(silent) };
+        match timeout_at(self.deadline, &mut answered).await {
+            Ok(answer) => answer.map_err(|_| silent),
+            Err(_) => {
+                // What is sent in this very moment must not be lost: it may hold sockets.
+                answered.close();
+                answered.try_recv().map_err(|_| silent)
+            }
+        }
     }
 }

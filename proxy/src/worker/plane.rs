@@ -11,15 +11,16 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use handoff::ledger::{LedgerError, Segment};
 use rustix::fs::OFlags;
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::drain::{self, DrainOrder};
 use super::order::{ANSWER, Line, Order, Silent};
-use super::probe;
 use super::thread::{self, Start};
-use crate::config::order::Unreachable;
+use super::{give, probe, take};
+use crate::config::order::{Notice, Unreachable};
 use crate::config::plan::Plan;
 use crate::listener::{Setup, Turn, UnknownPool, names_of};
 use crate::session::{Census, Ending, Scope};
@@ -27,6 +28,7 @@ use crate::session::{Census, Ending, Scope};
 /// Data threads and what they share. Dropped, it ends at once: what is left of sessions is reset.
 #[derive(Debug)]
 pub struct Plane {
+    generation: u32,
     lines: Vec<Line>,
     threads: Vec<JoinHandle<()>>,
     setup: Arc<ArcSwap<Setup>>,
@@ -68,6 +70,7 @@ impl Plane {
         let setup = Arc::new(ArcSwap::from_pointee(Setup::build(&plan, &Setup::default())?));
         let census = Arc::new(Census::new(plan.max_sessions, plan.threads.max(1)));
         let mut plane = Self {
+            generation,
             lines: Vec::new(),
             threads: Vec::new(),
             setup: Arc::clone(&setup),
@@ -211,6 +214,27 @@ impl Plane {
         probe::share_out(self.lines.clone(), pools)
     }
 
+    /// Gives all sessions to the worker at the other end of this path, beside everything else; those that are connecting follow
+    /// once they are established. Resolves when none is left, when the path ends, or soon after `stop`; what did not go by then
+    /// goes on here.
+    pub fn give(
+        &self,
+        path: u64,
+        end: OwnedFd,
+        notices: mpsc::Sender<Notice>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (lines, census) = (self.lines.clone(), Arc::clone(&self.census));
+        let (uid, generation) = (own_uid(), self.generation);
+        give::run(give::Start { path, end, uid, generation, lines, census, notices, stop })
+    }
+
+    /// Takes sessions from the worker at the other end of this path, beside everything else. Resolves when the path ends.
+    pub fn take(&self, path: u64, end: OwnedFd) -> impl Future<Output = ()> + Send + use<> {
+        let (lines, census) = (self.lines.clone(), Arc::clone(&self.census));
+        take::run(take::Start { path, end, uid: own_uid(), generation: self.generation, lines, census })
+    }
+
     /// Resolves when no session is left.
     pub async fn emptied(&self) {
         self.census.emptied().await;
@@ -298,6 +322,11 @@ impl Drop for Plane {
             let _ = thread.join();
         }
     }
+}
+
+/// Workers of one keeper run under one uid.
+fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
 }
 
 fn check_names(plan: &Plan, segments: &[Arc<Segment>]) -> Result<(), PlaneError> {

@@ -141,6 +141,28 @@ impl DataThread {
             Order::Segments { segments, answer } => drop(answer.send(self.turn_to(segments))),
             Order::Measure { which, answer } => drop(answer.send(self.measure(&which))),
             Order::Close { ids, ending, answer } => drop(answer.send(table.close(&ids, ending))),
+            Order::Freeze { most, but, answer } => {
+                let begun = clock::exact_ns();
+                if let Err((unwanted, _)) = answer.send((table.freeze(most, &but), begun)) {
+                    table.resume(unwanted.carried);
+                }
+            }
+            Order::Resume { carried, answer } => {
+                table.resume(carried);
+                let _ = answer.send(());
+            }
+            Order::Release { sessions, generation, permit, answer } => {
+                let gone = if permit.take() { table.release(&sessions, generation) } else { Vec::new() };
+                let _ = answer.send(gone);
+            }
+            Order::Hold { carried, answer } => {
+                let _ = answer.send(carried.into_iter().map(|carried| self.floor.hold(carried)).collect());
+            }
+            Order::Start { ids, answer } => drop(answer.send(table.start(&ids))),
+            Order::LetGo { ids, answer } => {
+                table.let_go(&ids);
+                let _ = answer.send(());
+            }
         }
     }
 

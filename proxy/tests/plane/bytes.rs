@@ -26,7 +26,7 @@ impl Seeded {
 /// Both use blocks of the same size, whatever the reads and writes are.
 const BLOCK: usize = 64 * 1024;
 
-async fn send(mut to: impl AsyncWrite + Unpin, seed: u64, blocks: usize, pieces: bool) {
+pub(crate) async fn send(mut to: impl AsyncWrite + Unpin, seed: u64, blocks: usize, pieces: bool) {
     let mut stream = Seeded::new(seed);
     let mut block = vec![0; BLOCK];
     for _ in 0..blocks {
@@ -40,7 +40,7 @@ async fn send(mut to: impl AsyncWrite + Unpin, seed: u64, blocks: usize, pieces:
 }
 
 /// Checks all bytes and the end; a slow reader rests now and then.
-async fn check(mut from: impl AsyncRead + Unpin, seed: u64, blocks: usize, slow: bool) {
+pub(crate) async fn check(mut from: impl AsyncRead + Unpin, seed: u64, blocks: usize, slow: bool) {
     let mut stream = Seeded::new(seed);
     let (mut expected, mut block) = (vec![0; BLOCK], vec![0; BLOCK]);
     for n in 0..blocks {

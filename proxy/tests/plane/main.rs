@@ -6,6 +6,7 @@ mod accepting;
 mod bytes;
 mod draining;
 mod ends;
+mod moving;
 mod pools;
 mod rig;
 mod timeouts;

@@ -1,0 +1,353 @@
+//! Sessions that go from one plane to another, as from one worker to the next.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use handoff::transfer::{self, Coming, Taker, Verdict};
+use proxy::config::order::{Notice, left};
+use proxy::config::plan::Plan;
+use proxy::observe::names;
+use proxy::observe::reason::Reason;
+use proxy::worker::Plane;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::bytes::{check, send, write_until_full};
+use crate::rig::{self, *};
+
+/// What a giver has said.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    moved: u64,
+    left: BTreeMap<String, u64>,
+    longest: Duration,
+    over: bool,
+}
+
+/// A giver under way.
+struct Path {
+    notices: mpsc::Receiver<Notice>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Path {
+    /// From one plane to whoever has the other end.
+    fn from(giver: &Plane) -> (Self, OwnedFd) {
+        let (give, take) = transfer::pair().unwrap();
+        let (teller, notices) = mpsc::channel(4);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(giver.give(1, give, teller, stop.clone()));
+        (Self { notices, stop, tasks }, take)
+    }
+
+    fn between(giver: &Plane, taker: &Plane) -> Self {
+        let (mut path, take) = Self::from(giver);
+        path.tasks.spawn(taker.take(1, take));
+        path
+    }
+
+    async fn said(&mut self) -> Said {
+        match soon("a notice", self.notices.recv()).await.unwrap() {
+            Notice::Moved { path, moved, left, longest_pause_us, over } => {
+                assert_eq!(path, 1);
+                Said { moved, left, longest: Duration::from_micros(longest_pause_us), over }
+            }
+        }
+    }
+
+    /// Until both ends are over; gives the last word.
+    async fn over(mut self) -> Said {
+        let mut last = self.said().await;
+        while !last.over {
+            last = self.said().await;
+        }
+        soon("both ends", self.tasks.join_all()).await;
+        last
+    }
+}
+
+impl Rig {
+    /// Another generation's plane over the same ledger, not polling.
+    fn successor(&self, generation: u32, change: impl FnOnce(&mut Plan)) -> Plane {
+        let mut plan = self.plan.clone();
+        change(&mut plan);
+        Plane::start(plan, generation, self.segments()).unwrap()
+    }
+}
+
+async fn ended(rig: &Rig, other: &Plane) -> Vec<(Reason, u64)> {
+    soon("the other's sessions to end", other.emptied()).await;
+    rig.ended().await
+}
+
+fn whys(left: &[(&str, u64)]) -> BTreeMap<String, u64> {
+    left.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect()
+}
+
+const SESSIONS: u64 = 8;
+const BLOCKS: usize = 512;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_go_on_while_their_sessions_move_to_and_fro() {
+    let (listener, address) = backend().await;
+    let rig = rig(&[address]).await;
+    // Not as many threads, so each session finds another place.
+    let other = rig.successor(2, |plan| plan.threads = 3);
+    let mut tasks = JoinSet::new();
+    for seed in 0..SESSIONS {
+        let (client, server) = rig.pair(&listener).await;
+        let (client_in, client_out) = client.into_split();
+        let (server_in, server_out) = server.into_split();
+        tasks.spawn(send(client_out, seed, BLOCKS, true));
+        tasks.spawn(send(server_out, !seed, BLOCKS, false));
+        tasks.spawn(check(server_in, seed, BLOCKS, true));
+        tasks.spawn(check(client_in, !seed, BLOCKS, true));
+    }
+    until("all sessions", || rig.sessions().len() == 8).await;
+    let before: Vec<_> = rig.sessions().into_iter().map(|it| (it.id, it.opened_ms, it.client)).collect();
+    let (mut planes, mut moved) = ([&rig.plane, &other], 0);
+    while moved < 10 * SESSIONS {
+        let said = Path::between(planes[0], planes[1]).over().await;
+        assert_eq!(said.left, BTreeMap::new());
+        moved += said.moved;
+        assert!(rig.sessions().len() > 1, "after {moved} moves the streams are over");
+        planes.reverse();
+    }
+    let after = rig.sessions();
+    assert!(after.iter().all(|it| before.contains(&(it.id, it.opened_ms, it.client))), "{after:?}");
+    soon("streams", tasks.join_all()).await;
+    let ended = ended(&rig, &other).await;
+    assert_eq!(ended.iter().map(|(_, n)| n).sum::<u64>(), SESSIONS, "{ended:?}");
+    assert!(ended.iter().all(|(why, _)| matches!(why, Reason::ClientClosed | Reason::BackendClosed)), "{ended:?}");
+    let bytes = BLOCKS as u64 * 64 * 1024 * SESSIONS;
+    assert_eq!(rig.counter(&names::listener(LISTENER), names::listener::RECEIVED), bytes);
+    assert_eq!(rig.counter(&names::listener(LISTENER), names::listener::SENT), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_move_in_batches_and_spread_over_the_threads() {
+    let mut tasks = JoinSet::new();
+    let address = echo(&mut tasks, "x").await;
+    let rig = rig(&[address]).await;
+    let other = rig.successor(2, |_| {});
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        let mut client = rig.client().await;
+        assert_eq!(read(&mut client, 1).await, b"x");
+        clients.push(client);
+    }
+    let said = Path::between(&rig.plane, &other).over().await;
+    assert_eq!((said.moved, said.left, rig.plane.sessions(), other.sessions()), (200, whys(&[]), 0, 200));
+    assert!(said.longest > Duration::ZERO);
+    let owners: Vec<_> = rig.sessions().iter().map(|it| (it.generation, it.thread)).collect();
+    for thread in 0..2 {
+        assert_eq!(owners.iter().filter(|owner| **owner == (2, thread)).count(), 100);
+    }
+    for client in &mut clients {
+        client.write_all(b"y").await.unwrap();
+        assert_eq!(read(client, 1).await, b"y");
+    }
+    drop(clients);
+    assert_eq!(ended(&rig, &other).await, [(Reason::ClientClosed, 200)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_connecting_follows_once_it_is_established() {
+    // A backend whose queue is full: the kernel drops what comes, and tries again after a second.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let filler = soon("the queue to be full", TcpStream::connect(address)).await.unwrap();
+    let rig = rig(&[address]).await;
+    let other = rig.successor(2, |_| {});
+    let mut client = rig.client().await;
+    until("a session", || rig.plane.sessions() == 1).await;
+    let mut path = Path::between(&rig.plane, &other);
+    let said = path.said().await;
+    assert_eq!((said.moved, said.left, said.over), (0, whys(&[(left::CONNECTING, 1)]), false));
+    // Room for it.
+    drop((listener.accept().await.unwrap(), filler));
+    let mut server = soon("session", listener.accept()).await.unwrap().0;
+    assert_eq!(path.over().await.moved, 1);
+    client.write_all(b"there").await.unwrap();
+    assert_eq!(read(&mut server, 5).await, b"there");
+    assert_eq!((rig.plane.sessions(), other.sessions()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taker_without_room_leaves_the_rest_where_it_is() {
+    let mut tasks = JoinSet::new();
+    let address = echo(&mut tasks, "x").await;
+    let rig = rig(&[address]).await;
+    let other = rig.successor(2, |plan| plan.max_sessions = 5);
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        let mut client = rig.client().await;
+        assert_eq!(read(&mut client, 1).await, b"x");
+        clients.push(client);
+    }
+    let mut path = Path::between(&rig.plane, &other);
+    let said = path.said().await;
+    assert_eq!((said.moved, said.left), (5, whys(&[(left::NO_ROOM, 7)])));
+    assert_eq!((rig.plane.sessions(), other.sessions()), (7, 5));
+    for client in &mut clients {
+        client.write_all(b"y").await.unwrap();
+        assert_eq!(read(client, 1).await, b"y");
+    }
+    path.stop.cancel();
+    assert_eq!(path.over().await.left, whys(&[(left::NO_ROOM, 7)]));
+    drop(clients);
+    assert_eq!(ended(&rig, &other).await, [(Reason::ClientClosed, 12)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taker_that_does_not_answer_gets_nothing_until_it_does() {
+    let mut tasks = JoinSet::new();
+    let address = echo(&mut tasks, "x").await;
+    let rig = rig(&[address]).await;
+    let mut client = rig.client().await;
+    assert_eq!(read(&mut client, 1).await, b"x");
+    let (mut path, end) = Path::from(&rig.plane);
+    let uid = nix::unistd::geteuid().as_raw();
+    let mut taker = Taker::open(end, uid, 2, tokio::time::Instant::now() + DEADLINE).await.unwrap();
+    let Coming::Offered { batch: 1, items } = soon("an offer", taker.next()).await.unwrap() else { panic!("no offer") };
+    let begun = Instant::now();
+    client.write_all(b"a").await.unwrap();
+    assert_eq!(read(&mut client, 1).await, b"a", "it goes on where it was");
+    assert!(begun.elapsed() > Duration::from_secs(1), "not before the taker had its time");
+    assert_eq!(path.said().await.left, whys(&[(left::TIMEOUT, 1)]));
+    // It sleeps on: meanwhile nothing stands still for its sake.
+    let asleep = Instant::now();
+    while asleep.elapsed() < Duration::from_millis(700) {
+        client.write_all(b"b").await.unwrap();
+        let begun = Instant::now();
+        assert_eq!(read(&mut client, 1).await, b"b");
+        assert!(begun.elapsed() < Duration::from_secs(1));
+    }
+    // It wakes and answers what it has read last; that is too late, and it is asked again.
+    assert!(taker.taken(1, &[Verdict::Taken { thread: 0 }]).await.unwrap());
+    drop(items);
+    assert!(matches!(soon("a word", taker.next()).await.unwrap(), Coming::Withdraw { batch: 1 }));
+    let Coming::Offered { batch: 2, items } = soon("an offer", taker.next()).await.unwrap() else { panic!("no offer") };
+    assert_eq!(rig.sessions()[0].generation, 1, "nothing was given");
+    // And dies.
+    drop((taker, items));
+    let said = path.over().await;
+    assert_eq!((said.moved, said.left.values().sum::<u64>(), said.over), (0, 1, true));
+    client.write_all(b"c").await.unwrap();
+    assert_eq!(read(&mut client, 1).await, b"c");
+    drop(client);
+    assert_eq!(rig.ended().await, [(Reason::ClientClosed, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terms_that_the_taker_does_not_have_come_along() {
+    let (listener, address) = backend().await;
+    let half_close = Some(Duration::from_secs(1));
+    let mut rig = rig_with(&[address], |plan| plan.listeners[0].timeouts.half_close = half_close).await;
+    // Another listener, another pool, and neither of the first; the ledger knows their names before.
+    let changed = Plan {
+        listeners: vec![rig::listener("other", &["tcp:other"], "elsewhere")],
+        pools: vec![pool("elsewhere", &[nobody()])],
+        ..rig.plan.clone()
+    };
+    rig.ledger.ensure(&proxy::listener::names_of(&changed), 4, 0).unwrap();
+    let other = rig.successor(2, |plan| *plan = changed);
+    let (mut client, mut server) = rig.pair(&listener).await;
+    rig.established(1).await;
+    assert_eq!(Path::between(&rig.plane, &other).over().await.moved, 1);
+    server.write_all(b"still").await.unwrap();
+    assert_eq!(read(&mut client, 5).await, b"still");
+    let begun = Instant::now();
+    client.shutdown().await.unwrap();
+    assert!(is_reset(&read_out(&mut client).await.1), "its own time to stay half-closed");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert_eq!(ended(&rig, &other).await, [(Reason::HalfCloseTimeout, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_counts_in_the_segment_it_was_opened_in() {
+    let mut tasks = JoinSet::new();
+    let address = echo(&mut tasks, "x").await;
+    let mut rig = rig(&[address]).await;
+    let mut client = rig.client().await;
+    assert_eq!(read(&mut client, 1).await, b"x");
+    // More records than the first segment has.
+    assert!(rig.ledger.ensure(&proxy::listener::names_of(&rig.plan), 8, 100_000).unwrap());
+    let other = rig.successor(2, |_| {});
+    for (giver, taker) in [(&rig.plane, &other), (&other, &rig.plane)] {
+        assert_eq!(Path::between(giver, taker).over().await.moved, 1);
+        client.write_all(b"y").await.unwrap();
+        assert_eq!(read(&mut client, 1).await, b"y");
+    }
+    let session = rig.sessions().remove(0);
+    assert_eq!((session.id, session.received, session.sent), (1, 2, 3));
+    assert_eq!(rig.gauge(&names::listener(LISTENER), names::listener::HELD), 1);
+    drop(client);
+    assert_eq!(ended(&rig, &other).await, [(Reason::ClientClosed, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_path_that_is_stopped_leaves_every_session_with_one_owner() {
+    let (listener, address) = backend().await;
+    let rig = rig(&[address]).await;
+    let other = rig.successor(2, |_| {});
+    let mut peers = Vec::new();
+    for n in 0..40 {
+        let (client, server) = rig.pair(&listener).await;
+        if n % 4 == 0 {
+            write_until_full(&server).await;
+        }
+        peers.push((client, server));
+    }
+    rig.established(40).await;
+    for round in 0..40_u64 {
+        let planes = [(&rig.plane, &other), (&other, &rig.plane)];
+        let (giver, taker) = planes[usize::from(round % 2 == 1)];
+        let path = Path::between(giver, taker);
+        tokio::time::sleep(Duration::from_micros(100 * round)).await;
+        path.stop.cancel();
+        let said = path.over().await;
+        assert!(said.over);
+        until("both to have 40", || rig.plane.sessions() + other.sessions() == 40).await;
+    }
+    for (client, server) in &mut peers {
+        client.write_all(b"up").await.unwrap();
+        assert_eq!(read(server, 2).await, b"up");
+    }
+    for (mut client, server) in peers {
+        drop(server);
+        read_out(&mut client).await.1.unwrap();
+    }
+    assert_eq!(ended(&rig, &other).await, [(Reason::BackendClosed, 40)]);
+}
+
+/// Not a check, but a figure: `cargo test --release -p proxyd-proxy --test plane -- --ignored --nocapture how_long`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures"]
+async fn how_long_a_thousand_take() {
+    let (listener, address) = backend().await;
+    let rig = rig(&[address]).await;
+    let other = rig.successor(2, |_| {});
+    let mut peers = Vec::new();
+    for _ in 0..1_000 {
+        peers.push(rig.pair(&listener).await);
+    }
+    rig.established(1_000).await;
+    let mut planes = [&rig.plane, &other];
+    for _ in 0..10 {
+        let begun = Instant::now();
+        let said = Path::between(planes[0], planes[1]).over().await;
+        println!("{} sessions in {:?}, none stood still for more than {:?}", said.moved, begun.elapsed(), said.longest);
+        planes.reverse();
+    }
+    drop(peers);
+    ended(&rig, &other).await;
+}

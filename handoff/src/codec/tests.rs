@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::manifest::Kind;
 use crate::message::{Budget, Hello, Offered, Pulse, Range};
+use crate::transfer::Role;
 
 fn decode(bytes: &[u8]) -> Result<Message, CodecError> {
     super::decode(bytes)
@@ -59,6 +60,13 @@ fn every_message(version: u32) -> Vec<Message> {
 fn every_version_is_read_and_written_as_it_was_released() {
     replay(include_str!("../../golden/v1.jsonl"), every_message(1));
     replay(include_str!("../../golden/v2.jsonl"), [every_message(2), vec![Message::Door]].concat());
+    let of_3 = vec![
+        Message::Door,
+        Message::Path { id: (1 << 53) + 1, role: Role::Give, other: 8 },
+        Message::Path { id: 2, role: Role::Take, other: 0 },
+        Message::Vault,
+    ];
+    replay(include_str!("../../golden/v3.jsonl"), [every_message(3), of_3].concat());
 }
 
 fn replay(golden: &str, messages: Vec<Message>) {

@@ -85,3 +85,6 @@ pub const OPEN: usize = 4;
 pub const STATE: usize = 8 * 1024;
 /// Bytes in hand of one direction: four times the most that a relay takes before it stops reading.
 pub const HAND: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

@@ -81,8 +81,8 @@ impl Taker {
         self.0.name()
     }
 
-    /// It was offered, and then withdrawn.
-    pub fn is_withdrawn(&self, batch: u64) -> bool {
+    /// It was offered, and needs no answer any more.
+    pub fn is_over(&self, batch: u64) -> bool {
         self.0.is_past(batch) || self.0.is_withdrawn(batch)
     }
 }
@@ -273,3 +273,6 @@ impl Books {
 
 const SILENCE: &str = "nothing follows a refusal";
 const NOT_NOW: &str = "not a word of this state";
+
+#[cfg(test)]
+mod tests;

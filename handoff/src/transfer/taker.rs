@@ -70,7 +70,7 @@ impl Taker {
     /// Answers an offer, one verdict for each item in the same order. False, and nothing was said: the batch was withdrawn
     /// meanwhile. Reasons are cut to 200 bytes.
     pub async fn taken(&mut self, batch: u64, verdicts: &[Verdict]) -> Result<bool, HandoffError> {
-        if self.link.role.is_withdrawn(batch) {
+        if self.link.role.is_over(batch) {
             return Ok(false);
         }
         self.settle().await?;

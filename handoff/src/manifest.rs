@@ -190,10 +190,11 @@ fn kind(socket: BorrowedFd<'_>) -> Result<Kind, String> {
 pub(crate) fn name_of(file: FileType) -> &'static str {
     match file {
         FileType::Fifo => "pipe",
+        FileType::Socket => "socket",
         FileType::RegularFile => "file",
         FileType::Directory => "directory",
         FileType::CharacterDevice | FileType::BlockDevice => "device",
-        _ => "descriptor that is no socket",
+        _ => "descriptor of another kind",
     }
 }
 

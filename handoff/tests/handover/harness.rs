@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use handoff::HandoffError;
 use handoff::channel::{Channel, Peer};
+use handoff::codec::Word;
 use handoff::manifest::Entry;
 use handoff::message::{Hello, LEDGER, Message, PROTOCOL};
 use handoff::predecessor::{Offer, Predecessor};
@@ -100,23 +101,31 @@ pub(crate) fn hello() -> Hello {
 }
 
 /// A peer that says whatever it is told to, in whatever order, with whatever descriptors.
-pub(crate) struct ByHand {
-    channel: Channel,
+pub(crate) struct ByHand<W = Message> {
+    channel: Channel<W>,
     raw: UnixDatagram,
 }
 
 impl ByHand {
     /// The other end is for the role under test.
     pub(crate) fn new() -> (Self, Channel) {
+        let (hand, theirs) = Self::opposite();
+        (hand, Channel::new(theirs, us()).unwrap())
+    }
+}
+
+impl<W: Word> ByHand<W> {
+    /// As [`Self::new`], the other end as it is.
+    pub(crate) fn opposite() -> (Self, OwnedFd) {
         let (theirs, ours) = Channel::pair().unwrap();
         let raw = UnixDatagram::from(ours.try_clone().unwrap());
-        (Self { channel: Channel::new(ours, us()).unwrap(), raw }, Channel::new(theirs, us()).unwrap())
+        (Self { channel: Channel::new(ours, us()).unwrap(), raw }, theirs)
     }
 
     /// The next word, which has this name.
-    pub(crate) async fn hears(&self, name: &str) -> (Message, Vec<OwnedFd>) {
+    pub(crate) async fn hears(&self, name: &str) -> (W, Vec<OwnedFd>) {
         let (message, fds) = self.channel.recv().await.unwrap();
-        assert_eq!(message.name(), name, "{message:?}");
+        assert_eq!(message.name(), name);
         (message, fds)
     }
 
@@ -124,18 +133,20 @@ impl ByHand {
     pub(crate) async fn hears_refusal(&self) -> Option<String> {
         loop {
             match self.channel.recv().await {
-                Ok((Message::Refused { cause }, _)) => return Some(cause),
-                Ok(_) => {}
+                Ok((word, _)) => match word.refused() {
+                    Some(cause) => return Some(cause.to_owned()),
+                    None => continue,
+                },
                 Err(_) => return None,
             }
         }
     }
 
-    pub(crate) fn says(&self, message: &Message) {
+    pub(crate) fn says(&self, message: &W) {
         self.writes(&serde_json::to_vec(message).unwrap(), &[]);
     }
 
-    pub(crate) fn hands(&self, message: &Message, fds: &[BorrowedFd<'_>]) {
+    pub(crate) fn hands(&self, message: &W, fds: &[BorrowedFd<'_>]) {
         self.writes(&serde_json::to_vec(message).unwrap(), fds);
     }
 

@@ -3,6 +3,7 @@
 
 mod conversation;
 mod harness;
+mod hostile_path;
 mod hostile_predecessor;
 mod hostile_successor;
 mod paths;

@@ -18,7 +18,7 @@ use crate::harness::{Listeners, accept, alone, offer, soon, us};
 pub(crate) const GIVER: u32 = 7;
 pub(crate) const TAKER: u32 = 8;
 
-async fn path() -> (Giver, Taker) {
+pub(crate) async fn path() -> (Giver, Taker) {
     let (give, take) = transfer::pair().unwrap();
     let uid = us().uid;
     let (giver, taker) = tokio::join!(Giver::open(give, uid, GIVER, soon()), Taker::open(take, uid, TAKER, soon()));
@@ -198,6 +198,56 @@ fn four_batches_are_open_at_most() {
         assert!(matches!(taker.next().await.unwrap(), Coming::Release { batch: 3 }));
         assert_eq!(offered(&mut taker).await.0, 6);
     });
+}
+
+/// Everything the giver may say without an answer fits the queue: it can always take its sessions back at once.
+#[test]
+fn a_taker_that_is_stopped_keeps_nobody_waiting() {
+    alone(async || {
+        let (mut giver, mut taker) = path().await;
+        let mut sent = items(0..64);
+        for round in 1..=4 {
+            for (item, id) in sent.iter_mut().zip(0..) {
+                (item.id, item.place) = (u64::MAX - round * 64 - id, Place { segment: u32::MAX, index: u32::MAX });
+                item.hand = [vec![0; HAND], Vec::new()];
+            }
+            assert!(done(giver.offer(round, &sent)).await);
+            assert!(done(giver.withdraw(round)).await);
+        }
+        for batch in 1..=4 {
+            assert_eq!(offered(&mut taker).await.0, batch);
+            assert!(matches!(taker.next().await.unwrap(), Coming::Withdraw { .. }));
+        }
+    });
+}
+
+/// `select!` drops the futures that lose; each is dropped here before it is done.
+#[test]
+fn dropped_futures_lose_no_session() {
+    alone(async || {
+        let (mut giver, mut taker) = path().await;
+        assert!(!done(taker.next()).await && !done(giver.next()).await);
+        giver.offer(1, &items([1])).await.unwrap();
+        assert_eq!(offered(&mut taker).await.0, 1);
+        assert!(!done(taker.next()).await && !done(giver.next()).await);
+        giver.withdraw(1).await.unwrap();
+        assert!(matches!(taker.next().await.unwrap(), Coming::Withdraw { batch: 1 }));
+        // The next call owes an answer first, and is dropped before another word comes.
+        assert!(!done(taker.next()).await && !done(giver.next()).await);
+        for batch in 2..=5 {
+            giver.offer(batch, &items([1])).await.unwrap();
+            giver.withdraw(batch).await.unwrap();
+        }
+    });
+}
+
+/// Whether the future is done without waiting.
+async fn done<T>(future: impl Future<Output = Result<T, HandoffError>>) -> bool {
+    tokio::select! {
+        biased;
+        done = future => { done.unwrap(); true }
+        () = tokio::task::yield_now() => false,
+    }
 }
 
 #[test]

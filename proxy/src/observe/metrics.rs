@@ -144,6 +144,12 @@ impl Sheet {
                 "Workers started again after a crash, by its cause.",
                 keeper::RESTARTS,
             ),
+            (
+                "proxyd_sessions_moved_total",
+                "result",
+                "Sessions that went on in another generation, and those that were left where they were at first.",
+                keeper::MOVED,
+            ),
         ] {
             for word in counted.labels {
                 let value = counted.cell(word).map_or(0, |index| cell(name, index));
@@ -156,6 +162,8 @@ impl Sheet {
         }
         let help = "Time in which no generation polled the listeners, at each upgrade.";
         self.histogram("proxyd_upgrade_accept_gap_seconds", help, &[], name, &keeper::GAP);
+        let help = "For how long the session that stood still longest did so, in each move of sessions.";
+        self.histogram("proxyd_upgrade_session_pause_seconds", help, &[], name, &keeper::PAUSE);
     }
 
     /// What is read from the records of live sessions.

@@ -133,17 +133,21 @@ pub mod keeper {
     pub const UPGRADES: Counted = Counted { first: 0, labels: &["committed", "rolled_back", "failed"] };
     pub const RELOADS: Counted = Counted { first: 8, labels: &["applied", "refused"] };
     pub const RESTARTS: Counted = Counted { first: 16, labels: &["exit", "signal", "unknown"] };
+    /// In the rest of the room of the one before: what an older version has made has no more cells.
+    pub const MOVED: Counted = Counted { first: 20, labels: &["moved", "left"] };
     /// Steps of an upgrade, each with a histogram.
     pub const STEPS: &[&str] = &["preflight", "spawn", "offer", "ready", "commit", "probation", "move", "finish"];
     const GAP_SECONDS: u32 = 24;
     const STEP_SECONDS: u32 = GAP_SECONDS + Histogram::CELLS;
-    /// Room for steps of later versions.
-    pub const COUNTERS: u32 = STEP_SECONDS + 16 * Histogram::CELLS;
+    /// The last of sixteen, which leaves room for steps of later versions.
+    const PAUSE_SECONDS: u32 = STEP_SECONDS + 15 * Histogram::CELLS;
+    pub const COUNTERS: u32 = PAUSE_SECONDS + Histogram::CELLS;
 
     /// 0.1 ms to 30 s: from a step that is one message to a generation that takes its whole `ready_timeout`.
     const SECONDS: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
 
     pub const GAP: Histogram = Histogram { first: GAP_SECONDS, bounds: SECONDS };
+    pub const PAUSE: Histogram = Histogram { first: PAUSE_SECONDS, bounds: SECONDS };
 
     /// `None`: not a step that is measured.
     pub fn step(step: &str) -> Option<Histogram> {
@@ -167,8 +171,9 @@ pub mod keeper {
 
     /// Whether every list ends before the next cells begin.
     const _: () = {
-        assert!(UPGRADES.labels.len() <= 8 && RELOADS.labels.len() <= 8 && RESTARTS.labels.len() <= 8);
-        assert!(STEPS.len() <= 16);
+        assert!(UPGRADES.labels.len() <= 8 && RELOADS.labels.len() <= 8);
+        assert!(RESTARTS.labels.len() <= 4 && MOVED.labels.len() <= 4);
+        assert!(STEPS.len() <= 15);
     };
 }
 

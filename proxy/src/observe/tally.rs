@@ -50,6 +50,16 @@ impl Tally {
         self.add(keeper::RESTARTS.cell(cause), 1);
     }
 
+    /// Sessions that could go to another generation: `moved`, or `left` where they were.
+    pub fn moved(&self, result: &str, sessions: u64) {
+        self.add(keeper::MOVED.cell(result), sessions);
+    }
+
+    /// The session that stood still longest in a move did so for this long.
+    pub fn session_pause(&self, seconds: f64) {
+        self.observe(Some(keeper::PAUSE), seconds);
+    }
+
     fn observe(&self, histogram: Option<keeper::Histogram>, seconds: f64) {
         for (cell, n) in histogram.iter().flat_map(|histogram| histogram.adds(seconds)) {
             self.add(Some(cell), n);

@@ -120,7 +120,7 @@ fn k2_keys_and_types() {
     refused(&good("[drain]\ntimeout = 5\n"), "2:11", &["has no unit"]);
     refused(&good("[admin]\nexpose = \"yes\"\n"), "2:10", &["is a string", "true or false"]);
     refused(&good("[drain]\nclose = \"fin\"\nclose = \"fin\"\n"), "3:1", &["duplicate key"]);
-    refused(&good("[upgrade]\nsessions = \"move\"\n"), "2:12", &["not available in this version"]);
+    refused(&good("[upgrade]\nsessions = \"keep\"\n"), "2:12", &["one of \"move\", \"drain\""]);
 }
 
 #[test]

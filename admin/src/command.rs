@@ -3,6 +3,7 @@
 //! One command is one JSON document (`POST /v1/command`); the answer is a stream of JSON lines, each a [`Line`]:
 //! steps while it runs, then exactly one `done`, `failed` or `reconnect`.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,19 @@ pub struct Upgrade {
     /// Seconds of probation; as configured if absent. Not said then: an older keeper knows no such field, and refuses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probation: Option<f64>,
+    /// What becomes of the old generation's sessions; as configured if absent, which is not said, as above.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<Sessions>,
+}
+
+/// What becomes of the sessions of the generation before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sessions {
+    /// They go on in the new one; what cannot move drains.
+    Move,
+    /// They stay with the old one, and drain.
+    Drain,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -228,12 +242,17 @@ pub enum UpgradeResult {
     Failed,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionsAtUpgrade {
+    /// Gone on in the generation that serves now.
     pub moved: u64,
-    /// Left with the old generation, to drain.
+    /// Left with the other one, to drain.
     pub left: u64,
     pub forced: u64,
+    /// How many of those that were left could not move, by why: `connecting`, `ending`, `refused`, `no_room`, `timeout`,
+    /// `peer_gone`, `older_version`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_why: BTreeMap<String, u64>,
 }
 
 /// `upgrade --dry-run`: what an upgrade would do.

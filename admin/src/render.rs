@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::command::{Changed, Killed, UpgradePlan, UpgradeReport, UpgradeResult};
+use crate::command::{Changed, Killed, SessionsAtUpgrade, UpgradePlan, UpgradeReport, UpgradeResult};
 use crate::view::{EventView, GenerationView, ListenerView, PoolView, SessionRow, Status};
 
 /// For whom a table is drawn.
@@ -120,18 +120,34 @@ fn outcome(report: &UpgradeReport) -> String {
     let version = clean(&report.version);
     if report.result == UpgradeResult::Committed {
         return format!(
-            "upgrade {id} committed: generation {from} -> {to}, version {version}, in {took}; accept gap {}, longest \
-             session pause {}; sessions: {} moved, {} left to drain, {} closed by force\n",
+            "upgrade {id} committed: generation {from} -> {to}, version {version}, in {took}; accept gap {}; {}; {} closed \
+             by force\n",
             milliseconds(report.accept_gap_ms),
-            milliseconds(report.longest_pause_ms),
-            whole_number(sessions.moved),
-            whole_number(sessions.left),
+            moved(sessions, report.longest_pause_ms),
             whole_number(sessions.forced),
         );
     }
     let how = if report.result == UpgradeResult::RolledBack { "rolled back" } else { "failed" };
     let (step, reason) = (clean(&report.step), clean(&report.reason));
-    format!("upgrade {id} {how} at {step} after {took}: {reason}; version {version} serves\n")
+    let moved = match sessions.moved + sessions.left {
+        0 => String::new(),
+        _ => format!("; {}", moved(sessions, report.longest_pause_ms)),
+    };
+    format!("upgrade {id} {how} at {step} after {took}: {reason}; version {version} serves{moved}\n")
+}
+
+/// `moved 2,220 sessions (longest pause 3.1 ms), 4 left to drain: 4 connecting`.
+pub fn moved(sessions: &SessionsAtUpgrade, longest_pause_ms: f64) -> String {
+    let mut out = format!("moved {} sessions", whole_number(sessions.moved));
+    if sessions.moved > 0 {
+        let _ = write!(out, " (longest pause {})", milliseconds(longest_pause_ms));
+    }
+    let _ = write!(out, ", {} left to drain", whole_number(sessions.left));
+    for (place, (why, count)) in sessions.left_why.iter().enumerate() {
+        let before = if place == 0 { ": " } else { ", " };
+        let _ = write!(out, "{before}{} {}", whole_number(*count), clean(&why.replace('_', " ")));
+    }
+    out
 }
 
 /// One line: when, its word, the generation it is about, what it says.

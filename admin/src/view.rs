@@ -47,6 +47,9 @@ pub struct GenerationView {
     /// Until what is left is closed by force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_seconds_left: Option<f64>,
+    /// Its sessions go to this generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use super::{wait, words};
 use crate::codec;
-use crate::command::{BackendChange, Command, Failure, Filter, Kill, NewBackend, Rollback, Upgrade};
+use crate::command::{self, BackendChange, Command, Failure, Filter, Kill, NewBackend, Rollback, Upgrade};
 
 /// Ask and change a running proxyd. No command costs a client its connection, unless it says so.
 #[derive(Debug, Parser)]
@@ -31,7 +31,7 @@ pub struct Args {
 pub enum Verb {
     /// Keeper, generations, listeners, pools and configuration as they are now
     Status,
-    /// Start a new generation; it takes over the listening sockets, the old one's sessions go on
+    /// Start a new generation; it takes over the listening sockets, then the sessions of the old one
     Upgrade(UpgradeArgs),
     /// Back to the generation before: its binary and its configuration together
     Rollback(RollbackArgs),
@@ -74,7 +74,7 @@ pub struct UpgradeArgs {
     /// Return once the upgrade has begun, with its id
     #[arg(long)]
     no_wait: bool,
-    /// What happens to sessions of the old generation
+    /// What happens to sessions of the old generation [default: as configured]
     #[arg(long, value_enum, value_name = "HOW")]
     sessions: Option<Sessions>,
     /// How long the old generation stands by to take over again [default: as configured]
@@ -87,10 +87,19 @@ pub struct UpgradeArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sessions {
-    /// Go to the new generation (not available in this version)
+    /// Go on in the new generation; what cannot move drains
     Move,
     /// Stay with the old one, and drain
     Drain,
+}
+
+impl From<Sessions> for command::Sessions {
+    fn from(sessions: Sessions) -> Self {
+        match sessions {
+            Sessions::Move => Self::Move,
+            Sessions::Drain => Self::Drain,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -273,11 +282,6 @@ impl UpgradeArgs {
         if self.last {
             return Ok(Command::Report { id: None });
         }
-        if self.sessions == Some(Sessions::Move) {
-            return Err(Failure::usage(
-                "--sessions move: not available in this version; sessions drain, as with `drain`",
-            ));
-        }
         let absolute = |path: Option<PathBuf>| path.as_deref().map(words::absolute).transpose().map_err(Failure::usage);
         Ok(Command::Upgrade(Upgrade {
             binary: absolute(self.binary)?,
@@ -285,6 +289,7 @@ impl UpgradeArgs {
             dry_run: self.dry_run,
             no_wait: self.no_wait,
             probation: self.probation.map(|probation| probation.as_secs_f64()),
+            sessions: self.sessions.map(Into::into),
         }))
     }
 }

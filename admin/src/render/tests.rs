@@ -38,6 +38,7 @@ fn example() -> Status {
                 sessions: 1_120,
                 oldest_session_seconds: 61.0,
                 drain_seconds_left: None,
+                moving_to: None,
             },
             GenerationView {
                 id: 2,
@@ -50,6 +51,7 @@ fn example() -> Status {
                 sessions: 4,
                 oldest_session_seconds: 90_000.0,
                 drain_seconds_left: Some(12.0),
+                moving_to: Some(3),
             },
         ],
         listeners: vec![ListenerView {
@@ -86,7 +88,7 @@ fn finished(result: UpgradeResult) -> UpgradeReport {
         reason: "generation 3 hung".into(),
         accept_gap_ms: 0.1,
         longest_pause_ms: 0.0,
-        sessions: SessionsAtUpgrade { moved: 0, left: 1_200, forced: 0 },
+        sessions: SessionsAtUpgrade { left: 1_200, ..SessionsAtUpgrade::default() },
         version: "0.1.0".into(),
         keeper: "unchanged".into(),
         seconds: 1.25,
@@ -135,13 +137,24 @@ fn a_terminal_gets_a_rule() {
 fn reports_are_one_line() {
     assert_eq!(
         report(&finished(UpgradeResult::Committed)),
-        "upgrade 5 committed: generation 2 -> 3, version 0.1.0, in 1.2s; accept gap 0.1 ms, longest session pause \
-         0.0 ms; sessions: 0 moved, 1,200 left to drain, 0 closed by force\n"
+        "upgrade 5 committed: generation 2 -> 3, version 0.1.0, in 1.2s; accept gap 0.1 ms; \
+         moved 0 sessions, 1,200 left to drain; 0 closed by force\n"
     );
     assert_eq!(
         report(&finished(UpgradeResult::RolledBack)),
-        "upgrade 5 rolled back at ready after 1.2s: generation 3 hung; version 0.1.0 serves\n"
+        "upgrade 5 rolled back at ready after 1.2s: generation 3 hung; version 0.1.0 serves; moved 0 \
+         sessions, 1,200 left to drain\n"
     );
+}
+
+#[test]
+fn what_moved_is_told_and_why_the_rest_did_not() {
+    let why = [("connecting".to_owned(), 4), ("no_room".to_owned(), 2)].into();
+    let sessions = SessionsAtUpgrade { moved: 2_220, left: 6, forced: 0, left_why: why };
+    let wanted = "moved 2,220 sessions (longest pause 3.1 ms), 6 left to drain: 4 connecting, 2 no room";
+    assert_eq!(moved(&sessions, 3.14), wanted);
+    let rolled_back = UpgradeReport { sessions, longest_pause_ms: 3.14, ..finished(UpgradeResult::RolledBack) };
+    assert!(report(&rolled_back).contains(&format!("; {wanted}\n")), "{}", report(&rolled_back));
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn a3_wrong_words_are_exit_2_and_ask_nobody() {
         "kill --all --pool p",
         "explode",
         "rollback 3",
-        "upgrade --sessions move",
+        "upgrade --sessions keep",
         "upgrade --last --no-wait",
         "pool swap UP pg",
         "pool add pg db:1",

@@ -108,6 +108,9 @@ pub struct Upgrade {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SessionsOnUpgrade {
+    /// They go to the new generation; what cannot go drains.
+    Move,
+    /// They stay with the old one, and drain.
     Drain,
 }
 

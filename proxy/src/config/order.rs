@@ -18,7 +18,17 @@ pub enum Order {
     /// Close these sessions now, wherever they still live. Answered with the number closed.
     Close { ids: Vec<u64>, purpose: Purpose, how: ForcedClose },
     /// Close by force what is left of these sessions when the time is over. Answered at once.
-    Drain { scope: Scope, purpose: Purpose, timeout: Option<Duration>, spread: Duration, how: ForcedClose },
+    Drain {
+        scope: Scope,
+        purpose: Purpose,
+        timeout: Option<Duration>,
+        spread: Duration,
+        how: ForcedClose,
+        /// Sessions of a listener or backend that began later are not meant: `CLOCK_MONOTONIC`, milliseconds. As of now if it
+        /// is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        begun_ms: Option<u64>,
+    },
     /// Take back the drains of exactly this scope.
     Undrain { scope: Scope },
     /// Accept what is queued in sockets that are no longer polled, for at most so long.
@@ -46,7 +56,8 @@ pub struct Orphan {
 impl Order {
     /// A drain as configured.
     pub fn drain(scope: Scope, purpose: Purpose, drain: Drain) -> Self {
-        Self::Drain { scope, purpose, timeout: drain.timeout, spread: drain.spread, how: drain.close }
+        let Drain { timeout, spread, close: how } = drain;
+        Self::Drain { scope, purpose, timeout, spread, how, begun_ms: None }
     }
 }
 

@@ -2,13 +2,16 @@
 
 use admin::command::{Command, Line};
 use handoff::channel::Channel;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use super::link::Link;
 use super::next::{Next, NotNext};
 use super::reaper::Exit;
 use super::spawn::{Progress, Ready, SpawnError};
 use super::takeover::{Offered, Survivors, Told};
 use super::upgrade::Probed;
+use crate::config::Drain;
+use crate::config::order::Notice;
 
 /// Where the lines of an answer go. The caller may be gone; the operation goes on.
 pub(super) type Caller = Option<mpsc::Sender<Line>>;
@@ -61,6 +64,28 @@ pub(super) enum Event {
     /// The channel to this generation has ended.
     Unlinked {
         generation: u32,
+    },
+    /// This generation was told to poll no more, and has confirmed it, or not.
+    Stopped {
+        generation: u32,
+        drain: Drain,
+        confirmed: bool,
+    },
+    /// Said by its worker unasked.
+    Noticed {
+        generation: u32,
+        notice: Notice,
+    },
+    /// A path could not be laid.
+    PathLost {
+        generation: u32,
+        path: u64,
+        why: String,
+    },
+    /// Somebody beside the loop has something to tell this generation; if it is gone, the question ends.
+    LinkOf {
+        generation: u32,
+        reply: oneshot::Sender<Link>,
     },
     /// The delay of a shutdown is over.
     StopAccepting,

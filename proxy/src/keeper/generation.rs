@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::link::Link;
 use super::reaper::Process;
+use crate::config::Drain;
 
 #[derive(Debug)]
 pub(super) struct Generation {
@@ -25,6 +26,21 @@ pub(super) struct Generation {
     pub since: Instant,
     /// When it is killed if it has not ended by itself.
     pub deadline: Option<Deadline>,
+    /// Its sessions were told to stay where they are.
+    pub stays: bool,
+    /// It polls no more, and its sessions may go before what is left drains.
+    pub parting: Option<Parting>,
+    /// It is to poll no more, and has not confirmed it yet.
+    pub is_stopping: bool,
+}
+
+/// What a generation waits for before it drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Parting {
+    /// How what is left drains.
+    pub drain: Drain,
+    /// It drains from then on, whatever has gone.
+    pub until: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +79,12 @@ impl Generation {
     /// Another installation's, on trial: it has a worker of its own. (One that drains was taken on from another keeper.)
     pub(super) fn is_heirs(&self) -> bool {
         self.process.is_remote() && self.process.pid != 0
+    }
+}
+
+impl Parting {
+    pub(super) fn within(patience: Duration, drain: Drain) -> Self {
+        Self { drain, until: Instant::now() + patience }
     }
 }
 

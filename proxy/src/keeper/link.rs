@@ -12,6 +12,7 @@ use handoff::HandoffError;
 use handoff::manifest::{Entry, batches};
 use handoff::predecessor::{Down, Predecessor, Up};
 use handoff::sequence::Rest;
+use handoff::transfer::Role;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::heard::Heard;
-use crate::config::order::{Answer, Order};
+use crate::config::order::{Answer, Notice, Order};
 
 /// Clonable; when the last one is dropped, the channel closes.
 #[derive(Debug, Clone)]
@@ -30,6 +31,9 @@ pub(super) struct Link {
     heard: Rc<RefCell<Heard>>,
     /// Ends the task with the last link.
     line: Rc<AbortOnDropHandle<()>>,
+    /// Version of the hand-over protocol.
+    protocol: u32,
+    notices: Rc<RefCell<Option<mpsc::Receiver<Notice>>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -59,24 +63,50 @@ enum Request {
     Segment(u32, OwnedFd, Reply<()>),
     Rest(Reply<(OwnedFd, Rest)>),
     Door(OwnedFd, Reply<()>),
+    Path(PathEnd, Reply<()>),
+}
+
+/// One end of a path on which sessions go from one generation to another.
+#[derive(Debug)]
+pub(super) struct PathEnd {
+    pub id: u64,
+    pub role: Role,
+    /// Who has the other end; 0: the keeper.
+    pub other: u32,
+    pub end: OwnedFd,
 }
 
 /// Longest wait for an answer. A worker's control thread only talks to its data threads, which do not block.
 const ANSWER: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
+/// The first that speaks of paths.
+const PATHS: u32 = 3;
 
 impl Link {
     /// Takes over a channel after READY. The task ends with the channel, or when every `Link` is gone.
     pub(super) fn start(predecessor: Predecessor) -> Self {
         let (requests, inbox) = mpsc::channel(QUEUE);
         let heard = Rc::new(RefCell::new(Heard::new(Instant::now())));
-        let line = Line { predecessor, open: Open::default(), inbox, heard: Rc::clone(&heard) };
+        let (told, notices) = mpsc::channel(QUEUE);
+        let protocol = predecessor.protocol();
+        let line = Line { predecessor, open: Open::default(), inbox, heard: Rc::clone(&heard), told };
         let task = tokio::task::spawn_local(async move {
             if let Err(error) = line.run().await {
                 tracing::debug!(%error, "worker channel closed");
             }
         });
-        Self { requests, heard, line: Rc::new(AbortOnDropHandle::new(task)) }
+        let notices = Rc::new(RefCell::new(Some(notices)));
+        Self { requests, heard, line: Rc::new(AbortOnDropHandle::new(task)), protocol, notices }
+    }
+
+    /// What the worker says unasked: for the first who wants to hear it.
+    pub(super) fn notices(&self) -> Option<mpsc::Receiver<Notice>> {
+        self.notices.borrow_mut().take()
+    }
+
+    /// Whether sessions can come to this worker from another, or go from it to another.
+    pub(super) fn knows_paths(&self) -> bool {
+        self.protocol >= PATHS
     }
 
     /// Resolves when the channel has ended. Does not keep it alive.
@@ -127,6 +157,11 @@ impl Link {
     /// Gives the worker the door at which another keeper will knock.
     pub(super) async fn door(&self, door: OwnedFd) -> Result<(), LinkError> {
         self.ask("a door", |reply| Request::Door(door, reply)).await
+    }
+
+    /// Gives the worker one end of a path. What becomes of it is a notice.
+    pub(super) async fn path(&self, end: PathEnd) -> Result<(), LinkError> {
+        self.ask("a path", |reply| Request::Path(end, reply)).await
     }
 
     /// A word between keepers.
@@ -192,6 +227,7 @@ struct Line {
     open: Open,
     inbox: mpsc::Receiver<Request>,
     heard: Rc<RefCell<Heard>>,
+    told: mpsc::Sender<Notice>,
 }
 
 impl Line {
@@ -205,9 +241,23 @@ impl Line {
                 },
                 up = self.predecessor.next() => match up? {
                     Up::Heartbeat(pulse) => self.heard.borrow_mut().beat(Instant::now(), &pulse),
+                    Up::Notice { body } => self.noticed(&body),
                     up => self.open.answered(up),
                 },
             }
+        }
+    }
+
+    /// Whoever waits for it has a deadline, too: a notice that nobody can take is no reason to stop hearing the worker.
+    fn noticed(&self, body: &[u8]) {
+        match serde_json::from_slice(body) {
+            Ok(notice) => {
+                if self.told.try_send(notice).is_err() {
+                    tracing::warn!("a notice of a worker is lost: too many are waiting");
+                }
+            }
+            // Of a later version.
+            Err(error) => tracing::debug!(%error, "a notice of a worker cannot be read"),
         }
     }
 
@@ -242,6 +292,9 @@ impl Line {
                 let borrowed: Vec<_> = sockets.iter().map(|(entry, fd)| (entry.clone(), fd.as_fd())).collect();
                 let sent = self.predecessor.send(Down::Sockets(&borrowed)).await;
                 self.open.sockets = settled(sent, reply)?.or_else(|| self.open.sockets.take());
+            }
+            Request::Path(PathEnd { id, role, other, end }, reply) => {
+                done(self.predecessor.send(Down::Path { id, role, other, fd: end.as_fd() }).await, reply)?;
             }
             Request::Door(door, reply) => done(self.predecessor.send(Down::Door(door.as_fd())).await, reply)?,
             Request::Segment(index, fd, reply) => {

@@ -22,7 +22,6 @@ use super::restart::count_lost;
 use super::run::RunError;
 use super::sockets::Sockets;
 use super::state::{GenerationState, KeeperState, instant_of, ms_of};
-use super::upgrade::retirement;
 use crate::observe::events::{Events, Happened};
 use crate::observe::reason::Reason;
 use crate::observe::scene::Standing;
@@ -229,6 +228,8 @@ impl Keeper {
             sha256: String::new(),
             since_ms: ms_of(tokio::time::Instant::now()),
             drained_ms: None,
+            stays: false,
+            parting: None,
         };
         let known = state.generations.iter().find(|known| known.id == generation).unwrap_or(&unknown);
         let role = if self.serving == Some(generation) { State::Serving } else { State::Draining };
@@ -282,16 +283,12 @@ impl Keeper {
             self.standing = Standing::Serving;
         }
         self.note();
-        for (id, polls) in verdict.stop.iter().map(|id| (*id, true)).chain(verdict.drain.iter().map(|id| (*id, false)))
-        {
-            let Some(generation) = self.generations.get(&id) else { continue };
-            let (link, drain) = (generation.link.clone(), self.config().drain);
-            self.tasks.spawn_local(async move {
-                if polls && let Err(error) = link.stop().await {
-                    tracing::warn!(generation = id, %error, "did not confirm that it stopped");
-                }
-                retirement(link, id, drain).await;
-            });
+        let (drain, moves) = (self.config().drain, self.moves());
+        for id in &verdict.stop {
+            self.stop_and_part(*id, drain, moves);
+        }
+        for id in &verdict.drain {
+            self.part(*id, drain, moves).await;
         }
     }
 

@@ -14,9 +14,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
+use super::drains::DrainInForce;
 use super::event::{Caller, Event};
 use super::generation::Generation;
 use super::heard::Watch;
+use super::moving::Moving;
 use super::next::Loaded;
 use super::notify::Notify;
 use super::pinned::Pinned;
@@ -81,6 +83,10 @@ pub(super) struct Keeper {
     pub notify: Notify,
     /// Every generation with a live process.
     pub generations: BTreeMap<u32, Generation>,
+    /// Sessions on their way between them.
+    pub moving: Moving,
+    /// Of listeners and backends.
+    pub drains: Vec<DrainInForce>,
     pub last_generation: u32,
     pub serving: Option<u32>,
     /// What a crashed worker is restarted from.
@@ -179,6 +185,8 @@ impl Keeper {
             happenings: Events::default(),
             notify: Notify::from_environment(),
             generations: BTreeMap::new(),
+            moving: Moving::default(),
+            drains: Vec::new(),
             last_generation: 0,
             serving: None,
             runs: pinned.sha256.clone(),
@@ -296,13 +304,17 @@ impl Keeper {
             Event::Restarted { attempt, spawned } => self.restarted(attempt, spawned).await,
             Event::Exited { generation, exit } => self.exited(generation, exit).await,
             Event::Unlinked { generation } => self.unlinked(generation).await,
+            Event::Stopped { generation, drain, confirmed } => self.stopped(generation, drain, confirmed).await,
+            Event::Noticed { generation, notice } => self.noticed(generation, notice).await,
+            Event::PathLost { generation, path, why } => self.path_lost(generation, path, &why).await,
+            Event::LinkOf { generation, reply } => self.tell_link(generation, reply),
             Event::StopAccepting => self.stop_accepting().await,
             Event::Untold => self.untold(),
             Event::Vetted { upgrade, vetted } => self.vetted(upgrade, vetted),
             Event::Knocked(channel) => self.knocked(channel),
             Event::Offered { upgrade, found } => self.offered(upgrade, found).await,
             Event::Told(told) => self.told(told).await,
-            Event::Survived(survivors) => self.survived(*survivors),
+            Event::Survived(survivors) => self.survived(*survivors).await,
             Event::Tick => self.tick().await,
         }
     }
@@ -333,6 +345,8 @@ impl Keeper {
             // The ledger is another keeper's.
             return;
         }
+        self.look_after_moves(now).await;
+        self.look_after_drains();
         let spare = u32::try_from(self.config().runtime.max_sessions / 8).unwrap_or(u32::MAX).max(16);
         if let Err(error) = self.ensure_ledger(0, spare).await {
             tracing::warn!(%error, "the ledger cannot grow; new sessions wait when it is full");

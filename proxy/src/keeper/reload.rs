@@ -12,7 +12,7 @@ use super::owner::Keeper;
 use super::pools::{Pools, Retired};
 use super::restart::plan_of;
 use super::upgrade::listed;
-use crate::config::order::{Order, Purpose, Scope};
+use crate::config::order::{Order, Purpose};
 use crate::config::plan::BackendAdmin;
 use crate::config::{Change, Config};
 use crate::observe::events::Happened;
@@ -211,45 +211,6 @@ impl Keeper {
                 Err(failed(&error))
             }
             Err(error) => Err(failed(&error)),
-        }
-    }
-
-    fn drain_listeners(&mut self, names: &[String]) {
-        for name in names {
-            self.drain_everywhere(Scope::Listener { name: name.clone() }, Purpose::ListenerRemoved);
-        }
-    }
-
-    fn drain_backends(&mut self, backends: &[Retired], purpose: Purpose) {
-        for Retired { pool, backend } in backends {
-            let scope = Scope::Backend { pool: pool.clone(), name: backend.clone() };
-            self.drain_everywhere(scope, purpose);
-        }
-    }
-
-    /// Disabled before, and not any more.
-    fn undrain_backends(&mut self, backends: &[Retired]) {
-        for Retired { pool, backend } in backends {
-            let order = Order::Undrain { scope: Scope::Backend { pool: pool.clone(), name: backend.clone() } };
-            self.tell_everyone("undrain", &order);
-        }
-    }
-
-    /// Of every generation: sessions that an earlier one still serves are meant as well.
-    fn drain_everywhere(&mut self, scope: Scope, purpose: Purpose) {
-        let order = Order::drain(scope, purpose, self.config().drain);
-        self.tell_everyone("drain", &order);
-    }
-
-    /// Beside the loop: a generation that hangs must not hold up the others. Each gets its orders in this order.
-    fn tell_everyone(&mut self, what: &'static str, order: &Order) {
-        for generation in self.generations.values() {
-            let (id, link, order) = (generation.id, generation.link.clone(), order.clone());
-            self.tasks.spawn_local(async move {
-                if let Err(error) = link.order(what, &order).await {
-                    tracing::warn!(generation = id, %error, "{what} not acknowledged");
-                }
-            });
         }
     }
 

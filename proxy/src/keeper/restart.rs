@@ -43,7 +43,7 @@ impl Restart {
 }
 
 /// Between the end of a channel and the status of its dead process; a fraction of what a rollback may take.
-const LAST_WORDS: Duration = Duration::from_millis(20);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(20);
 
 impl Keeper {
     /// Starts a worker with what is in force now; an attempt with something older is abandoned.
@@ -124,7 +124,11 @@ impl Keeper {
             Ok(ready) => {
                 let (generation, link, segments) = self.enlist(*ready, State::Serving);
                 match self.begin(&link, segments).await {
-                    Ok(_) => self.serve(generation),
+                    Ok(_) => {
+                        self.serve(generation);
+                        // Those that drain were left without one to go to.
+                        self.move_all().await;
+                    }
                     Err(error) => {
                         tracing::error!(generation, %error, "worker lost before it served; trying again");
                         self.kill_generation(generation);
@@ -205,6 +209,9 @@ impl Keeper {
             silent: false,
             since: tokio::time::Instant::now(),
             deadline: None,
+            stays: false,
+            parting: None,
+            is_stopping: false,
         };
         self.generations.insert(generation, known);
         self.watch(generation, child, &link);
@@ -217,6 +224,15 @@ impl Keeper {
     /// The ends of its process and of its channel become events.
     pub(super) fn watch(&mut self, generation: u32, mut child: Child, link: &Link) {
         self.later(async move { Event::Exited { generation, exit: child.exited().await } });
+        if let Some(mut notices) = link.notices() {
+            let events = self.events.clone();
+            self.tasks.spawn_local(async move {
+                while let Some(notice) = notices.recv().await {
+                    // Ends with the keeper.
+                    let _ = events.send(Event::Noticed { generation, notice }).await;
+                }
+            });
+        }
         let ended = link.ended();
         self.later(async move {
             ended.await;
@@ -267,6 +283,7 @@ impl Keeper {
         if self.serving == Some(id) {
             self.lost_serving(&generation, exit);
         }
+        self.moves_without(id).await;
         if self.closing && self.generations.is_empty() {
             self.ended = Some(Ok(()));
         }

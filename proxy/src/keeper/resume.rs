@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use super::backoff::Backoff;
 use super::estate::Estate;
 use super::event::Event;
-use super::generation::Generation;
+use super::generation::{Generation, Parting};
 use super::link::Link;
+use super::moving::PATIENCE;
 use super::next::Loaded;
 use super::owner::{Keeper, Parts};
 use super::pinned::Pinned;
@@ -98,6 +99,7 @@ impl Keeper {
         self.stillborn.clone_from(&state.stillborn);
         self.backoff = Backoff::after(state.failures);
         self.reports = state.reports.iter().cloned().collect();
+        self.drains.clone_from(&state.drains);
     }
 
     /// A worker that lives, in this PID namespace (`child`) or another, goes on to be watched and spoken to.
@@ -115,6 +117,9 @@ impl Keeper {
             silent: false,
             since: instant_of(known.since_ms),
             deadline: known.deadline(),
+            stays: known.stays,
+            parting: known.parting.map(|drain| Parting::within(PATIENCE, drain)),
+            is_stopping: false,
         };
         self.generations.insert(known.id, generation);
         self.watch(known.id, child, &link);

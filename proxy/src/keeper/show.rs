@@ -47,6 +47,7 @@ impl Keeper {
             sha256: generation.sha256.clone(),
             state: generation.state.to_string(),
             drained: generation.deadline.map(|deadline| deadline.drained.into_std()),
+            moving_to: self.moves_to(generation.id),
             silent_seconds: silence(generation),
         };
         let nascent = self.nascent.iter().filter(|nascent| nascent.pid != 0).map(|nascent| GenerationScene {
@@ -57,6 +58,7 @@ impl Keeper {
             sha256: nascent.pinned.sha256.clone(),
             state: State::Starting.to_string(),
             drained: None,
+            moving_to: None,
             silent_seconds: None,
         });
         self.generations.values().map(scene).chain(nascent).collect()

@@ -80,6 +80,7 @@ impl Keeper {
         let order = Order::drain(Scope::All, Purpose::Shutdown, drain);
         for generation in self.generations.values_mut() {
             generation.state = State::Draining;
+            generation.parting = None;
             // One that drains already keeps its earlier deadline.
             generation.deadline = generation.deadline.or_else(|| drain.timeout.map(Deadline::after));
             let (id, link, process) = (generation.id, generation.link.clone(), generation.process.clone());

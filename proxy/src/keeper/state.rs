@@ -10,12 +10,14 @@ use handoff::message::Range;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::drains::DrainInForce;
 use super::generation::{Deadline, Generation, State};
 use super::next::Loaded;
 use super::owner::Keeper;
 use super::pinned::Pinned;
 use super::pools::Pools;
 use super::sockets::SocketFile;
+use crate::config::Drain;
 use crate::observe::scene::now_ms;
 
 /// Versions of [`KeeperState`] that this binary reads; it writes the highest.
@@ -51,6 +53,9 @@ pub(super) struct KeeperState {
     pub failures: u32,
     pub reports: Vec<UpgradeReport>,
     pub last_event: u64,
+    /// Drains of listeners and backends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drains: Vec<DrainInForce>,
 }
 
 /// With its text: it is never read again from a file that may say something else by now.
@@ -74,6 +79,12 @@ pub(super) struct GenerationState {
     /// When what is left of it is closed by force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_ms: Option<u64>,
+    /// Its sessions were told to stay where they are.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
+    /// How it drains once its sessions have gone, if it was not told to yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parting: Option<Drain>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -220,6 +231,7 @@ impl Keeper {
             failures: self.backoff.failures(),
             reports: self.reports.all().cloned().collect(),
             last_event: self.happenings.last(),
+            drains: self.drains.clone(),
         };
         (state, binaries)
     }
@@ -236,6 +248,8 @@ impl Generation {
             sha256: self.sha256.clone(),
             since_ms: ms_of(self.since),
             drained_ms: self.deadline.map(|deadline| ms_of(deadline.drained)),
+            stays: self.stays,
+            parting: self.parting.map(|parting| parting.drain),
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct GenerationScene {
     pub silent_seconds: Option<f64>,
     /// When what is left is closed by force.
     pub drained: Option<Instant>,
+    /// Its sessions go to this generation.
+    pub moving_to: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -142,6 +144,7 @@ impl GenerationScene {
             state: self.state.clone(),
             sessions: count(sessions, |session| session.generation == self.id),
             oldest_session_seconds: oldest.map_or(0.0, |opened| seconds_between(opened, now_ms)),
+            moving_to: self.moving_to,
             drain_seconds_left: self.drained.map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64()),
         }
     }

@@ -273,10 +273,10 @@ impl Control {
                 let (reason, cause) = words(purpose);
                 Answer::Closed { sessions: self.plane.close(ids, Ending { reason, cause, how }).await }
             }
-            Order::Drain { scope, purpose, timeout, spread, how } => {
+            Order::Drain { scope, purpose, timeout, spread, how, begun_ms } => {
                 let (reason, cause) = words(purpose);
                 let scope = drain_scope(scope);
-                self.plane.drain(DrainOrder { scope, timeout, spread, close: how, reason, cause }).await;
+                self.plane.drain(DrainOrder { scope, timeout, spread, close: how, reason, cause, begun_ms }).await;
                 Answer::Done
             }
             Order::Undrain { scope } => {

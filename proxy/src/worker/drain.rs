@@ -30,11 +30,13 @@ pub struct DrainOrder {
     pub close: ForcedClose,
     pub reason: Reason,
     pub cause: Cause,
+    /// What of a listener or backend began later is not meant (milliseconds, as a session's beginning); `None`: as of now.
+    pub begun_ms: Option<u64>,
 }
 
 /// Closes nothing before timeout - spread, and has closed all at the timeout.
 pub(super) async fn run(order: DrainOrder, lines: Vec<Line>) {
-    let begun_ms = clock::coarse_ms();
+    let begun_ms = order.begun_ms.unwrap_or_else(clock::coarse_ms);
     let Some(timeout) = order.timeout else { return };
     let spread = order.spread.min(timeout);
     let end = Instant::now() + timeout;

@@ -71,7 +71,8 @@ impl Control {
         self.plane.close_listeners();
         self.finishing = true;
         let (scope, timeout, spread) = (session::Scope::All, drain.timeout, drain.spread);
-        self.plane.drain(DrainOrder { scope, timeout, spread, close: drain.close, reason, cause }).await;
+        let (close, begun_ms) = (drain.close, None);
+        self.plane.drain(DrainOrder { scope, timeout, spread, close, reason, cause, begun_ms }).await;
         Ok(())
     }
 

@@ -60,10 +60,18 @@ fn upgrade_paths_are_absolute() {
 }
 
 #[test]
-fn what_is_not_available_yet_is_refused() {
-    let refused = parse("proxyctl upgrade --sessions move").unwrap().command().unwrap_err();
-    assert!(refused.message.contains("not available in this version"), "{refused}");
-    assert_eq!(command("proxyctl upgrade --sessions drain"), command("proxyctl upgrade"));
+fn what_becomes_of_the_sessions_is_said_only_if_it_was_asked_for() {
+    for (line, wanted) in [
+        ("proxyctl upgrade", None),
+        ("proxyctl upgrade --sessions move", Some(command::Sessions::Move)),
+        ("proxyctl upgrade --sessions drain", Some(command::Sessions::Drain)),
+    ] {
+        let asked = command(line);
+        assert_eq!(asked, Command::Upgrade(Upgrade { sessions: wanted, ..Upgrade::default() }));
+        // An older keeper refuses a field that it does not know.
+        let said = serde_json::to_string(&asked).unwrap();
+        assert_eq!(said.contains("sessions"), wanted.is_some(), "{said}");
+    }
 }
 
 #[test]

@@ -121,9 +121,7 @@ fn admin(root: &mut Section<'_>, state_dir: &Path) -> (Admin, Place, Place) {
 fn upgrade(root: &mut Section<'_>) -> Upgrade {
     let mut section = root.child("upgrade");
     let upgrade = Upgrade {
-        sessions: section.take_or("sessions", SessionsOnUpgrade::Drain, |value| {
-            value.word(&[("drain", SessionsOnUpgrade::Drain)], &["move"])
-        }),
+        sessions: section.take_or("sessions", SessionsOnUpgrade::Move, |value| value.word(&SESSIONS, &[])),
         ready_timeout: section
             .take_or("ready_timeout", Duration::from_secs(30), |value| value.duration(MILLISECOND..=HOUR)),
         probation: section.take_or("probation", Duration::from_secs(10), |value| value.duration(Duration::ZERO..=DAY)),
@@ -134,6 +132,8 @@ fn upgrade(root: &mut Section<'_>) -> Upgrade {
     upgrade
 }
 
+const SESSIONS: [(&str, SessionsOnUpgrade); 2] =
+    [("move", SessionsOnUpgrade::Move), ("drain", SessionsOnUpgrade::Drain)];
 const PROBES: [(&str, Probe); 2] = [("connect", Probe::Connect), ("off", Probe::Off)];
 
 fn drain(root: &mut Section<'_>) -> Drain {

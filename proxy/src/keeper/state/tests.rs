@@ -13,6 +13,8 @@ fn state() -> KeeperState {
         sha256: "ab".into(),
         since_ms: 5000,
         drained_ms,
+        stays: false,
+        parting: None,
     };
     KeeperState {
         version: 1,
@@ -41,6 +43,7 @@ fn state() -> KeeperState {
         failures: 2,
         reports: Vec::new(),
         last_event: 77,
+        drains: Vec::new(),
     }
 }
 
@@ -50,6 +53,16 @@ fn version_1_is_read_and_written_as_it_was_released() {
     assert_eq!(serde_json::to_string(&state()).unwrap(), golden);
     assert_eq!(KeeperState::parse(golden.as_bytes()).unwrap(), state());
     assert_eq!(state().config().unwrap().sha256.len(), 64);
+}
+
+#[test]
+fn what_is_left_to_do_with_sessions_is_kept() {
+    let mut state = state();
+    let drain = state.config().unwrap().config.drain;
+    (state.generations[0].stays, state.generations[0].parting) = (true, Some(drain));
+    state.drains = vec![DrainInForce::example()];
+    let text = serde_json::to_string(&state).unwrap();
+    assert_eq!(KeeperState::parse(text.as_bytes()).unwrap(), state);
 }
 
 #[test]

@@ -21,7 +21,6 @@ use super::super::restart::plan_of;
 use super::super::run::RunError;
 use super::super::state::KeeperState;
 use super::super::state_dir::{StateDir, StateDirError};
-use super::super::upgrade::{expulsion, retirement};
 use super::Apprentice;
 use super::words::{ADMIN_TCP, ADMIN_UNIX, Legacy, Response};
 use crate::config::Config;
@@ -191,7 +190,7 @@ impl Keeper {
         });
     }
 
-    pub(in super::super) fn survived(&mut self, survivors: Survivors) {
+    pub(in super::super) async fn survived(&mut self, survivors: Survivors) {
         let Survivors { attached, silent, state } = survivors;
         let here: BTreeSet<u32> = attached.iter().map(|one| one.generation).chain(silent).chain(self.serving).collect();
         for gone in
@@ -205,15 +204,16 @@ impl Keeper {
                 tracing::warn!(generation = id, %error, "a worker that drains is not watched");
                 continue;
             }
-            let drain = self.config().drain;
+            let (drain, moves) = (self.config().drain, self.moves());
             let Some(generation) = self.generations.get_mut(&id) else { continue };
             generation.deadline = generation.deadline.or_else(|| drain.timeout.map(Deadline::after));
-            let link = generation.link.clone();
             match polls {
-                _ if finishing => {}
-                Polls::Now => drop(self.tasks.spawn_local(expulsion(link, id, drain))),
-                _ => drop(self.tasks.spawn_local(retirement(link, id, drain))),
+                // It drains already; what can move does so before.
+                _ if finishing => generation.stays |= !moves,
+                Polls::Now => self.stop_and_part(id, drain, moves),
+                _ => self.part(id, drain, moves).await,
             }
         }
+        self.move_all().await;
     }
 }

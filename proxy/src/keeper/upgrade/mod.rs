@@ -1,6 +1,6 @@
-//! The upgrade as a transaction: preflight, spawn, offer, ready, commit, probation, finish. Until commit every fault leaves the
-//! old generation as it was; until the end of the probation it stands by and takes over again. What takes time runs beside
-//! the loop.
+//! The upgrade as a transaction: preflight, spawn, offer, ready, commit, probation, move, finish. Until commit every fault leaves
+//! the old generation as it was; until the end of the probation it stands by and takes over again; then its sessions go to the
+//! new one. What takes time runs beside the loop.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::event::{Caller, Event};
+use super::moving::Moved;
 use super::next::{self, Loaded, Next, NotNext};
 use super::owner::Keeper;
 use super::pinned::Pinned;
@@ -27,13 +28,15 @@ mod probation;
 mod probe;
 mod report;
 mod rollback;
+mod settling;
 
 pub(super) use finish::retirement;
 pub(super) use probation::SILENCE;
 use probation::Trial;
 pub(super) use probe::Probed;
 pub(super) use report::Reports;
-pub(super) use rollback::{LOST, expulsion};
+pub(super) use rollback::LOST;
+use settling::Settling;
 
 /// The upgrade that holds the lock.
 #[derive(Debug)]
@@ -61,6 +64,12 @@ pub(super) struct Upgrade {
     next: Option<Pending>,
     /// From the commit to the end of the probation.
     pub(super) trial: Option<Trial>,
+    /// What is left to do when the sessions have gone where they are to be.
+    settling: Option<Settling>,
+    /// What has become of the sessions.
+    moved: Moved,
+    /// As asked for; as configured, if nothing was said.
+    sessions: Option<command::Sessions>,
     /// Committed, while the new binary is asked whether it can go on as the keeper.
     pub(super) vetting: Option<UpgradeReport>,
 }
@@ -96,6 +105,7 @@ struct Asked {
     dry_run: bool,
     no_wait: bool,
     probation: Option<f64>,
+    sessions: Option<command::Sessions>,
 }
 
 impl Keeper {
@@ -110,7 +120,8 @@ impl Keeper {
         let config = asked.config.map_or_else(|| self.loaded.path.clone(), PathBuf::from);
         let text = format!("binary {}, configuration {}", binary.display(), config.display());
         let begun_by = if caller.is_some() { "by proxyctl" } else { "by signal" };
-        let how = Asked { begun_by, dry_run: asked.dry_run, no_wait: asked.no_wait, probation: asked.probation };
+        let command::Upgrade { dry_run, no_wait, probation, sessions, .. } = asked;
+        let how = Asked { begun_by, dry_run, no_wait, probation, sessions };
         let (known, reaper) = (self.known_binaries(), self.reaper.clone());
         tracing::info!(dry_run = how.dry_run, binary = %binary.display(), config = %config.display(), "upgrade begins");
         self.begin_upgrade(&how, caller, text, |deadline| next::preflight(binary, config, known, reaper, deadline));
@@ -134,7 +145,8 @@ impl Keeper {
 
     /// As [`Self::begin_upgrade`], of an heir that has knocked. Gives the deadline for READY, too.
     pub(super) fn enroll_take_over(&mut self) -> (u64, Instant) {
-        let asked = Asked { begun_by: "by another installation", dry_run: false, no_wait: false, probation: None };
+        let (dry_run, no_wait) = (false, false);
+        let asked = Asked { begun_by: "by another installation", dry_run, no_wait, probation: None, sessions: None };
         let mut upgrade = self.enroll(&asked, None);
         (upgrade.is_take_over, upgrade.to) = (true, self.last_generation);
         let (id, deadline) = (upgrade.id, upgrade.started + self.config().upgrade.ready_timeout);
@@ -186,6 +198,9 @@ impl Keeper {
             forced: 0,
             next: None,
             trial: None,
+            settling: None,
+            moved: Moved::default(),
+            sessions: asked.sessions,
             vetting: None,
         }
     }
@@ -226,7 +241,8 @@ impl Keeper {
     /// Refuses what must not happen between the start of an upgrade and its commit.
     pub(super) fn not_before_commit(&self) -> Result<(), Failure> {
         // An heir has pools of its own.
-        let binds = |upgrade: &&Upgrade| upgrade.trial.is_none() || upgrade.is_take_over;
+        let is_open = |upgrade: &&Upgrade| upgrade.trial.is_none() && upgrade.settling.is_none();
+        let binds = |upgrade: &&Upgrade| is_open(upgrade) || upgrade.is_take_over;
         self.upgrade.as_ref().filter(binds).map_or(Ok(()), |_| self.not_upgrading())
     }
 
@@ -277,7 +293,10 @@ impl Keeper {
                 self.roll_back("proxyd is shutting down").await;
             }
             Some(_) => self.finish_probation().await,
-            None => self.abandon_upgrade("proxyd is shutting down"),
+            None => {
+                self.settle_now().await;
+                self.abandon_upgrade("proxyd is shutting down");
+            }
         }
         self.stop_vetting();
     }

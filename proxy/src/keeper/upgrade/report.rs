@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use admin::command::{Failure, Line, Reply, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
 
 use super::super::event::Caller;
+use super::super::moving::Moved;
 use super::super::owner::Keeper;
 use super::Upgrade;
 
@@ -33,6 +34,15 @@ impl Reports {
             self.0.pop_front();
         }
         self.0.push_back(report);
+    }
+
+    /// Sessions have moved after the report was given.
+    pub(super) fn amend(&mut self, id: u64, moved: Moved) {
+        let Some(report) = self.0.iter_mut().find(|report| report.id == id) else { return };
+        report.longest_pause_ms = report.longest_pause_ms.max(moved.longest_pause_ms());
+        let (already, forced) = (report.sessions.moved, report.sessions.forced);
+        let sessions = moved.sessions();
+        report.sessions = SessionsAtUpgrade { moved: already + sessions.moved, forced, ..sessions };
     }
 
     /// The report of this upgrade, or of the last one.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use admin::command::{self, Failure, FailureKind, Line, UpgradeReport, UpgradeResult};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::super::event::Caller;
 use super::super::generation::{Deadline, State};
@@ -12,7 +12,8 @@ use super::super::link::Link;
 use super::super::next;
 use super::super::owner::Keeper;
 use super::finish::{one_line, retirement};
-use super::probation::Trial;
+use super::probation::{SILENCE, Trial};
+use super::settling::Settling;
 use super::{Asked, Previous};
 use crate::config::Drain;
 use crate::observe::events::Happened;
@@ -29,7 +30,7 @@ impl Keeper {
         if self.trial().is_some() {
             let id = self.upgrade.as_ref().map(|upgrade| upgrade.id);
             self.roll_back("asked for by `proxyctl rollback`").await;
-            return Self::tell(&caller, self.reports.answer(id));
+            return self.tell_report(id, caller);
         }
         match self.may_roll_back(&asked) {
             Ok(previous) => self.start_rollback(&asked, previous, caller),
@@ -57,6 +58,7 @@ impl Keeper {
             dry_run: false,
             no_wait: asked.no_wait,
             probation: asked.probation,
+            sessions: None,
         };
         self.begin_upgrade(&how, caller, text, |deadline| next::preflight_pinned(pinned, loaded, reaper, deadline));
     }
@@ -74,15 +76,21 @@ impl Keeper {
             None => self.standing = Standing::Restarting,
         }
         self.config_version += 1;
-        let drain = self.config().drain;
+        let (tried, pools, moves) = (self.loaded.config.clone(), self.pools.clone(), self.moves_at_upgrade());
         self.restore(trial);
-        if let Some(new) = new {
-            self.expel(new, drain);
-        }
+        let giver = new.filter(|new| self.expel(*new, tried.drain, moves));
         let surplus = self.sockets.surplus(self.config());
         self.sockets.close(&surplus);
         self.sockets.refresh(&self.loaded.config);
-        self.report_rollback(reason);
+        let (id, step) = self.upgrade.as_ref().map_or((0, ""), |upgrade| (upgrade.id, upgrade.step));
+        match giver {
+            Some(giver) => {
+                self.drain_what_went(&tried, &pools);
+                self.settle(Settling::Back { giver, step, reason: reason.into() });
+                self.upgrade_step(id, "move");
+            }
+            None => self.report_rollback(step, reason),
+        }
         if self.serving.is_none() {
             self.start_worker();
         }
@@ -110,24 +118,39 @@ impl Keeper {
             (trial.before.pinned.clone(), trial.before.loaded.clone(), trial.before.pools.clone());
     }
 
-    /// Polls no more, and drains what it has accepted. Beside the loop: it may hang.
-    fn expel(&mut self, id: u32, drain: Drain) {
-        let Some(generation) = self.generations.get_mut(&id) else { return };
+    /// Polls no more; what it has accepted comes back, and the rest drains. Beside the loop: it may hang. Says whether anything
+    /// comes back that is to be waited for.
+    fn expel(&mut self, id: u32, drain: Drain, moves: bool) -> bool {
+        let Some(generation) = self.generations.get_mut(&id) else { return false };
+        let timeout = drain.timeout.unwrap_or(LOST);
         generation.state = State::Failed;
-        generation.deadline = Some(Deadline::after(drain.timeout.unwrap_or(LOST)));
-        let drain = Drain { timeout: Some(drain.timeout.unwrap_or(LOST)), ..drain };
-        self.tasks.spawn_local(expulsion(generation.link.clone(), id, drain));
+        generation.deadline = Some(Deadline::after(timeout));
+        let drain = Drain { timeout: Some(timeout), ..drain };
+        if generation.is_heirs() {
+            self.tasks.spawn_local(expulsion(generation.link.clone(), id, drain));
+            return false;
+        }
+        let is_heard = self.watch.silence(&generation.link.heard(), Instant::now()) < SILENCE;
+        self.stop_and_part(id, drain, moves);
+        moves && is_heard && self.serving.is_some() && self.sessions_of(id) > 0
     }
 
-    fn report_rollback(&mut self, reason: &str) {
+    pub(super) fn report_rollback(&mut self, step: &str, reason: &str) {
         self.tally.upgraded("rolled_back");
+        let Some(upgrade) = &mut self.upgrade else { return };
+        let moved = std::mem::take(&mut upgrade.moved);
         let Some(upgrade) = &self.upgrade else { return };
-        let (id, to) = (upgrade.id, upgrade.to);
-        let what = format!("upgrade {id} rolled back at {}", upgrade.step);
+        let (id, to, longest_pause_ms) = (upgrade.id, upgrade.to, moved.longest_pause_ms());
+        let what = format!("upgrade {id} rolled back at {step}");
         let message = one_line(&what, reason, &self.still_serving());
         tracing::error!(upgrade = id, generation = to, "{message}");
         self.happenings.tell(Happened::new("rolled_back", message.clone()).upgrade(id).generation(to));
-        let report: UpgradeReport = self.report(upgrade, UpgradeResult::RolledBack, reason);
+        let report = UpgradeReport {
+            step: step.into(),
+            longest_pause_ms,
+            sessions: moved.sessions(),
+            ..self.report(upgrade, UpgradeResult::RolledBack, reason)
+        };
         let value = serde_json::to_value(&report).ok().map(Box::new);
         self.reports.keep(report);
         self.finish_upgrade(Line::Failed(Failure { kind: FailureKind::RolledBack, message, report: value }));
@@ -135,7 +158,7 @@ impl Keeper {
 }
 
 /// Polls no more, and drains.
-pub(in super::super) async fn expulsion(link: Link, generation: u32, drain: Drain) {
+async fn expulsion(link: Link, generation: u32, drain: Drain) {
     if let Err(error) = link.stop().await {
         tracing::warn!(generation, %error, "the generation that was rolled back did not confirm that it stopped");
     }

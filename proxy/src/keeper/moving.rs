@@ -1,0 +1,316 @@
+//! Sessions go from a generation that polls no more to the one that serves. The keeper gives each of the two one end of a path,
+//! and hears what became of it; the sessions themselves it never sees. What has not gone in time drains as before; the path
+//! stays open for those that can go later.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use admin::command::SessionsAtUpgrade;
+use admin::render;
+use handoff::transfer::{self, Role};
+use tokio::time::Instant;
+
+use super::event::Event;
+use super::generation::{Generation, Parting, State};
+use super::link::PathEnd;
+use super::owner::Keeper;
+use super::restart::LAST_WORDS;
+use super::upgrade::SILENCE;
+use crate::config::Drain;
+use crate::config::order::{Notice, left};
+use crate::observe::events::Happened;
+use crate::observe::scene::{Standing, now_ms};
+
+/// Paths under way, by who gives.
+#[derive(Debug)]
+pub(super) struct Moving {
+    last: u64,
+    paths: BTreeMap<u32, Path>,
+}
+
+#[derive(Debug)]
+struct Path {
+    id: u64,
+    /// Who takes.
+    to: u32,
+    /// Of which upgrade's report it is a part.
+    upgrade: Option<u64>,
+    /// As last told.
+    moved: u64,
+    /// All that could go at first has gone.
+    is_settled: bool,
+    /// It has ended: when another one may be laid.
+    again: Option<Instant>,
+}
+
+/// What has become of the sessions of one generation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Moved {
+    pub moved: u64,
+    pub left: BTreeMap<String, u64>,
+    pub longest_pause: Duration,
+}
+
+/// Longest wait for sessions to go before the rest drains; a batch that is not taken has 2 s.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two paths from the same generation to the same one, where the first has ended early.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Why sessions are left, beside the words of the worker: one of the two knows no paths.
+const OLDER_VERSION: &str = "older_version";
+
+impl Default for Moving {
+    fn default() -> Self {
+        // Above the numbers of every earlier image of this keeper, whose notices may still be on their way.
+        Self { last: now_ms() << 10, paths: BTreeMap::new() }
+    }
+}
+
+impl Moved {
+    pub(super) fn add(&mut self, other: Self) {
+        self.moved += other.moved;
+        self.left = other.left;
+        self.longest_pause = self.longest_pause.max(other.longest_pause);
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left.values().sum()
+    }
+
+    pub(super) fn longest_pause_ms(&self) -> f64 {
+        self.longest_pause.as_secs_f64() * 1e3
+    }
+
+    /// For a report; `None`: it never came to a move.
+    pub(super) fn sessions(self) -> SessionsAtUpgrade {
+        SessionsAtUpgrade { moved: self.moved, left: self.left(), forced: 0, left_why: self.left }
+    }
+}
+
+impl Keeper {
+    /// A generation is to poll no more, then as in [`Self::part`]. Beside the loop: it may hang.
+    pub(super) fn stop_and_part(&mut self, id: u32, drain: Drain, moves: bool) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.is_stopping = true;
+        generation.stays |= !moves;
+        let link = generation.link.clone();
+        self.later(async move {
+            let stopped = link.stop().await;
+            if let Err(error) = &stopped {
+                tracing::warn!(generation = id, %error, "did not confirm that it stopped");
+            }
+            Event::Stopped { generation: id, drain, confirmed: stopped.is_ok() }
+        });
+    }
+
+    pub(super) async fn stopped(&mut self, id: u32, drain: Drain, confirmed: bool) {
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        generation.is_stopping = false;
+        if confirmed {
+            let moves = !generation.stays;
+            return self.part(id, drain, moves).await;
+        }
+        // It hangs: what it has can go when it wakes.
+        generation.parting = Some(Parting::within(Duration::ZERO, drain));
+        self.has_parted(id).await;
+    }
+
+    /// The sessions of a generation that polls no more go to the one that serves, if they move; then what is left drains.
+    pub(super) async fn part(&mut self, id: u32, drain: Drain, moves: bool) {
+        let patience = PATIENCE.min(self.config().upgrade.ready_timeout);
+        let Some(generation) = self.generations.get_mut(&id) else { return };
+        // One that hangs is not waited for: what it has can go when it wakes.
+        let is_silent = self.watch.silence(&generation.link.heard(), Instant::now()) >= SILENCE;
+        let patience = if is_silent { Duration::ZERO } else { patience };
+        generation.stays |= !moves;
+        generation.parting = Some(Parting::within(patience, drain));
+        if generation.state != State::Failed {
+            generation.state = State::Draining;
+        }
+        self.move_all().await;
+    }
+
+    /// Every generation that polls no more has a path to the one that serves, as long as it has sessions.
+    pub(super) async fn move_all(&mut self) {
+        let givers: Vec<u32> =
+            self.generations.values().filter(|giver| self.wants_path(giver)).map(|giver| giver.id).collect();
+        if givers.is_empty() {
+            return;
+        }
+        let live = handoff::ledger::sessions(self.ledger.segments());
+        for giver in givers {
+            let sessions = live.iter().filter(|session| session.generation == giver).count() as u64;
+            match self.taker_for(giver, sessions) {
+                Ok(Some(taker)) => self.lay_path(giver, taker),
+                // Nobody serves now; its time is bounded.
+                Ok(None) => {}
+                Err(why) => {
+                    self.is_left(giver, why, sessions);
+                    self.has_parted(giver).await;
+                }
+            }
+        }
+    }
+
+    /// Whether it is in a state to give, and has no path yet to the one that serves, or waits for something else.
+    fn wants_path(&self, giver: &Generation) -> bool {
+        let polls_no_more = matches!(giver.state, State::Draining | State::Failed) && !giver.is_stopping;
+        let waits = giver.parting.is_some() || (!giver.stays && giver.link.knows_paths());
+        let path = self.moving.paths.get(&giver.id).filter(|path| Some(path.to) == self.serving);
+        let is_under_way = path.is_some_and(|path| path.again.is_none_or(|again| Instant::now() < again));
+        polls_no_more && waits && !giver.is_heirs() && !is_under_way
+    }
+
+    /// Who takes this generation's sessions; `Ok(None)`: nobody at the moment. `Err`: they do not go, and why, if there are any.
+    fn taker_for(&self, giver: u32, sessions: u64) -> Result<Option<u32>, Option<&'static str>> {
+        let Some(giver) = self.generations.get(&giver) else { return Ok(None) };
+        let serves_on = self.standing != Standing::ShuttingDown && !self.closing && self.apprentice.is_none();
+        if sessions == 0 || giver.stays || !serves_on {
+            return Err(None);
+        }
+        if !giver.link.knows_paths() {
+            return Err(Some(OLDER_VERSION));
+        }
+        if self.trial().is_some() {
+            return Ok(None);
+        }
+        let taker = self.serving_generation().filter(|taker| !taker.is_heirs() && taker.state == State::Serving);
+        match taker {
+            Some(taker) if !taker.link.knows_paths() => Err(Some(OLDER_VERSION)),
+            taker => Ok(taker.map(|taker| taker.id)),
+        }
+    }
+
+    fn lay_path(&mut self, giver: u32, taker: u32) {
+        let link = |id| self.generations.get(&id).map(|generation| generation.link.clone());
+        let Some((from, to)) = link(giver).zip(link(taker)) else { return };
+        self.moving.last += 1;
+        let id = self.moving.last;
+        let upgrade = self.upgrade_of(giver);
+        let path = Path { id, to: taker, upgrade, moved: 0, is_settled: false, again: None };
+        self.moving.paths.insert(giver, path);
+        tracing::debug!(path = id, from = giver, to = taker, "a path for sessions");
+        let events = self.events.clone();
+        self.tasks.spawn_local(async move {
+            let laid = async {
+                let (give, take) = transfer::pair()?;
+                // Who takes is there before the other one begins.
+                to.path(PathEnd { id, role: Role::Take, other: giver, end: take }).await?;
+                from.path(PathEnd { id, role: Role::Give, other: taker, end: give }).await
+            };
+            if let Err(error) = laid.await {
+                let why = error.to_string();
+                // Ends with the keeper.
+                let _ = events.send(Event::PathLost { generation: giver, path: id, why }).await;
+            }
+        });
+    }
+
+    pub(super) async fn path_lost(&mut self, giver: u32, path: u64, why: &str) {
+        let Some(known) = self.moving.paths.get_mut(&giver).filter(|known| known.id == path) else { return };
+        known.again = Some(Instant::now() + AGAIN);
+        tracing::warn!(generation = giver, to = known.to, why, "no path for its sessions");
+        self.has_parted(giver).await;
+    }
+
+    /// Its worker tells what has gone.
+    pub(super) async fn noticed(&mut self, giver: u32, notice: Notice) {
+        let Notice::Moved { path, moved, left, longest_pause_us, over } = notice;
+        let Some(known) = self.moving.paths.get_mut(&giver).filter(|known| known.id == path) else { return };
+        let is_first = !std::mem::replace(&mut known.is_settled, true);
+        let more = moved.saturating_sub(std::mem::replace(&mut known.moved, moved));
+        let is_taker_lost = over && left.contains_key(left::PEER_GONE);
+        if over {
+            // Who takes has died, most likely, which we are about to hear.
+            known.again = Some(Instant::now() + if is_taker_lost { LAST_WORDS } else { AGAIN });
+        }
+        let (to, upgrade) = (known.to, known.upgrade);
+        let moved = Moved { moved: more, left, longest_pause: Duration::from_micros(longest_pause_us) };
+        self.count(&moved, is_first);
+        if more > 0 || (is_first && !moved.left.is_empty()) {
+            self.say_moved(giver, to, upgrade, &moved);
+        }
+        if more > 0 {
+            self.drain_newcomers(to);
+        }
+        if is_first {
+            self.told_of_upgrade(upgrade, moved);
+        }
+        if !is_taker_lost {
+            self.has_parted(giver).await;
+        }
+    }
+
+    fn count(&self, moved: &Moved, is_first: bool) {
+        self.tally.moved("moved", moved.moved);
+        if is_first {
+            self.tally.moved("left", moved.left());
+        }
+        if is_first && moved.moved > 0 {
+            self.tally.session_pause(moved.longest_pause.as_secs_f64());
+        }
+    }
+
+    fn say_moved(&mut self, giver: u32, to: u32, upgrade: Option<u64>, moved: &Moved) {
+        let pause = moved.longest_pause_ms();
+        let what = render::moved(&moved.clone().sessions(), pause);
+        tracing::info!(from = giver, to, "{what}");
+        let happened = Happened::new("sessions_moved", format!("generation {giver} -> {to}: {what}")).generation(giver);
+        let happened = upgrade.into_iter().fold(happened, Happened::upgrade);
+        let left = serde_json::to_value(&moved.left).unwrap_or_default();
+        self.happenings.tell(
+            happened.with("to", to).with("moved", moved.moved).with("left", left).with("longest_pause_ms", pause),
+        );
+    }
+
+    /// These do not move at all.
+    fn is_left(&mut self, giver: u32, why: Option<&'static str>, sessions: u64) {
+        let is_told = self.generations.get(&giver).is_some_and(|giver| giver.parting.is_some());
+        let Some(why) = why.filter(|_| is_told) else { return };
+        let left = BTreeMap::from([(why.to_owned(), sessions)]);
+        let moved = Moved { left, ..Moved::default() };
+        self.count(&moved, true);
+        self.say_moved(giver, self.serving.unwrap_or(0), self.upgrade_of(giver), &moved);
+        self.told_of_upgrade(self.upgrade_of(giver), moved);
+    }
+
+    /// All that could go now has gone, or will not: the rest drains.
+    pub(super) async fn has_parted(&mut self, giver: u32) {
+        self.upgrade_goes_on(giver);
+        let parting = self.generations.get_mut(&giver).and_then(|generation| generation.parting.take());
+        if let Some(parting) = parting {
+            self.retire(giver, parting.drain).await;
+        }
+        self.upgrade_has_parted(giver).await;
+    }
+
+    /// At every tick: whose time is over drains; and what has sessions has a path.
+    pub(super) async fn look_after_moves(&mut self, now: Instant) {
+        let is_late = |generation: &&Generation| generation.parting.is_some_and(|parting| parting.until <= now);
+        let late: Vec<u32> = self.generations.values().filter(is_late).map(|generation| generation.id).collect();
+        for giver in late {
+            let is_settled = self.moving.paths.get(&giver).is_some_and(|path| path.is_settled);
+            let sessions = self.sessions_of(giver);
+            if !is_settled && sessions > 0 {
+                tracing::warn!(generation = giver, sessions, "its sessions did not move in time; they drain");
+                self.is_left(giver, Some(left::TIMEOUT), sessions);
+            }
+            self.has_parted(giver).await;
+        }
+        self.move_all().await;
+    }
+
+    /// A process has ended: it gives and takes no more.
+    pub(super) async fn moves_without(&mut self, gone: u32) {
+        self.moving.paths.remove(&gone);
+        for path in self.moving.paths.values_mut().filter(|path| path.to == gone) {
+            path.again = Some(Instant::now());
+        }
+        self.has_parted(gone).await;
+    }
+
+    /// Where the sessions of this generation go now.
+    pub(super) fn moves_to(&self, giver: u32) -> Option<u32> {
+        self.moving.paths.get(&giver).filter(|path| path.again.is_none()).map(|path| path.to)
+    }
+}

@@ -199,7 +199,7 @@ fn pools_as_they_were_changed_survive_a_crash() {
 #[test]
 fn a_draining_generation_that_is_killed_costs_only_its_own_sessions() {
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
-    let proxy = Starter::with_binary(&Conf::simple(&port, &[backend.address()]), slim()).start();
+    let proxy = Starter::with_binary(&Conf::simple(&port, &[backend.address()]).staying(), slim()).start();
     let (old, mut left) = (proxy.serving_pid(), Steady::open(port.address()));
     proxy.upgrade();
     let mut fresh = Steady::open(port.address());

@@ -45,7 +45,7 @@ fn keep_busy(mut clients: Vec<Client>, stop: &AtomicBool) -> Vec<Client> {
 fn the_quiet_are_closed_before_the_busy_and_all_by_the_deadline() {
     let backend = Tagged::start("a");
     let bind = Port::reserve();
-    let conf = Conf::simple(&bind, &[backend.address()]).with("drain", "timeout = \"10s\"\nspread = \"5s\"");
+    let conf = Conf::simple(&bind, &[backend.address()]).staying().with("drain", "timeout = \"10s\"\nspread = \"5s\"");
     let proxy = Proxy::start(&conf);
     let old = proxy.serving().unwrap();
     let mut idle = Client::many(bind.address(), 100);
@@ -98,7 +98,7 @@ fn the_quiet_are_closed_before_the_busy_and_all_by_the_deadline() {
 fn without_a_timeout_nothing_is_closed_by_force() {
     let backend = Tagged::start("a");
     let bind = Port::reserve();
-    let proxy = Proxy::start(&Conf::simple(&bind, &[backend.address()]).with("drain", "timeout = \"off\""));
+    let proxy = Proxy::start(&Conf::simple(&bind, &[backend.address()]).staying().with("drain", "timeout = \"off\""));
     let old = proxy.serving().unwrap();
     let mut clients = Client::many(bind.address(), 5);
     proxy.upgrade();
@@ -117,7 +117,7 @@ fn without_a_timeout_nothing_is_closed_by_force() {
 fn f47_a_timeout_of_nothing_closes_all_at_once() {
     let backend = Tagged::start("a");
     let bind = Port::reserve();
-    let proxy = Proxy::start(&Conf::simple(&bind, &[backend.address()]).with("drain", "timeout = \"0ms\""));
+    let proxy = Proxy::start(&Conf::simple(&bind, &[backend.address()]).staying().with("drain", "timeout = \"0ms\""));
     let old = proxy.serving().unwrap();
     let mut clients = Client::many(bind.address(), 30);
     proxy.upgrade();
@@ -141,6 +141,7 @@ fn fin_is_for_sessions_with_nothing_unsent_and_reset_for_the_others() {
     let (quiet, flooding) = (Tagged::start("a"), flood());
     let (bind, flooded) = (Port::reserve(), Port::reserve());
     let conf = Conf::simple(&bind, &[quiet.address()])
+        .staying()
         .listener("flooded", &flooded.to_string(), "flood")
         .pool("flood", &[flooding.address()])
         .with("drain", "timeout = \"1s\"\nspread = \"500ms\"\nclose = \"fin\"");
@@ -176,6 +177,7 @@ fn several_generations_drain_at_once_each_by_its_own_deadline() {
     let backend = Tagged::start("a");
     let bind = Port::reserve();
     let conf = Conf::simple(&bind, &[backend.address()])
+        .staying()
         .with("upgrade", "max_generations = 8")
         .with("drain", "timeout = \"6s\"\nspread = \"1s\"");
     let proxy = Proxy::start(&conf);
@@ -201,6 +203,7 @@ fn f34_beyond_max_generations_the_oldest_is_closed_by_force() {
     let backend = Tagged::start("a");
     let bind = Port::reserve();
     let conf = Conf::simple(&bind, &[backend.address()])
+        .staying()
         .with("upgrade", "max_generations = 2")
         .with("drain", "timeout = \"off\"");
     let proxy = Proxy::start(&conf);

@@ -20,7 +20,13 @@ use nix::sys::signal::Signal;
 const DEADLINE: Duration = Duration::from_secs(30);
 const PACE: Pace = Pace { frame: 700, every: Duration::from_millis(10) };
 
+/// Sessions stay where they are.
 fn conf(port: &Port, backend: SocketAddr) -> Conf {
+    moving(port, backend).staying()
+}
+
+/// They go to the new generation.
+fn moving(port: &Port, backend: SocketAddr) -> Conf {
     Conf::simple(port, &[backend])
         .with("runtime", "on_keeper_death = \"serve\"")
         .with("upgrade", "max_generations = 32")
@@ -98,7 +104,7 @@ fn under_load_nobody_notices_and_all_goes_on_where_it_was() {
 #[test]
 fn killed_at_any_moment_of_an_upgrade_costs_nothing() {
     let (port, backend) = (Port::reserve(), Seeded::start());
-    let mut proxy = Starter::with_binary(&conf(&port, backend.address()), slim()).start();
+    let mut proxy = Starter::with_binary(&moving(&port, backend.address()), slim()).start();
     let load = Load::start(port.address(), 200, Exchange::default());
     let streams = LongStreams::start(port.address(), 10, PACE);
     let mut committed = 0;

@@ -52,7 +52,8 @@ fn each_filter_finds_its_sessions_and_no_others() {
         .listener("two", &two.to_string(), "second")
         .pool("first", &[a.address()])
         .pool("second", &[b.address()])
-        .with("drain", "timeout = \"off\"");
+        .with("drain", "timeout = \"off\"")
+        .staying();
     let proxy = Proxy::start(&conf);
     let mut old = Client::greeted(one.address()).0;
     let from_2 = {
@@ -112,7 +113,8 @@ fn a_kill_closes_what_matches_in_every_generation_and_nothing_else() {
     let (one, two) = (Port::reserve(), Port::reserve());
     let conf = Conf::simple(&one, &[backend.address()])
         .listener("two", &two.to_string(), "pool")
-        .with("drain", "timeout = \"off\"");
+        .with("drain", "timeout = \"off\"")
+        .staying();
     let proxy = Proxy::start(&conf);
     let mut meant = Client::many(one.address(), 5);
     let mut spared = Client::many(two.address(), 5);

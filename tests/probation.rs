@@ -139,7 +139,7 @@ fn without_a_failure_the_old_one_stands_by_until_the_end_and_then_retires() {
     let output = output(&mut caller);
     assert!(output.status.success(), "{output:?}");
     assert!(began.elapsed() >= Duration::from_secs(1));
-    assert_eq!(bench.states(), ["draining", "serving"]);
+    until("the old one has retired", DEADLINE, || bench.states() == ["serving"]);
     bench.session.assert_alive();
     let last = &ask(&bench.proxy.socket(), &json!({"verb": "report", "id": 1}))[0];
     assert_eq!((&last["result"], &last["accept_gap_ms"].is_number()), (&"committed".into(), &true), "{last}");

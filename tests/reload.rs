@@ -97,7 +97,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_socket() {
 fn a_port_that_changes_hands_is_bound_by_others_while_sessions_drain() {
     let backend = Tagged::start("a");
     let (stays, goes) = (Port::reserve(), Port::reserve());
-    let base = Conf::simple(&stays, &[backend.address()]).with("drain", "timeout = \"off\"");
+    let base = Conf::simple(&stays, &[backend.address()]).with("drain", "timeout = \"off\"").staying();
     let proxy = Proxy::start(&base.clone().listener("goes", &goes.to_string(), "pool"));
     // Two generations have it, and a crashed one had.
     let mut old = Client::greeted(goes.address()).0;

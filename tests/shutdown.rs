@@ -153,7 +153,7 @@ fn the_verb_does_what_the_signal_does() {
 fn interrupt_at_the_terminal_reaches_the_keeper_only() {
     let backend = Tagged::start("a");
     let bind = Port::reserve();
-    let mut starter = Starter::new(&Conf::simple(&bind, &[backend.address()]));
+    let mut starter = Starter::new(&Conf::simple(&bind, &[backend.address()]).staying());
     // As a shell does with a job in the foreground.
     starter.command.process_group(0);
     let mut proxy = starter.start();

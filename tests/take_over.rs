@@ -17,7 +17,13 @@ use nix::sys::signal::Signal;
 const DEADLINE: Duration = Duration::from_secs(30);
 const PACE: Pace = Pace { frame: 700, every: Duration::from_millis(10) };
 
+/// Sessions stay where they are.
 fn conf(port: &Port, backend: SocketAddr, probation: &str) -> Conf {
+    moving(port, backend, probation).staying()
+}
+
+/// They go to the new generation.
+fn moving(port: &Port, backend: SocketAddr, probation: &str) -> Conf {
     Conf::simple(port, &[backend])
         .with("upgrade", &format!("probation = \"{probation}\"\nmax_generations = 8"))
         .with("drain", "timeout = \"1h\"")
@@ -104,6 +110,27 @@ fn under_load_nobody_notices_and_all_goes_on_where_it_was() {
     assert_eq!(count("proxyd_sessions_total"), count("proxyd_sessions_closed_total"));
     proxy.signal(Signal::SIGTERM);
     assert!(proxy.wait_exit(DEADLINE).success());
+}
+
+/// The heir is the keeper first; then the sessions come to its worker, and the one before can end.
+#[test]
+fn sessions_go_to_the_heirs_worker() {
+    let (port, backend) = (Port::reserve(), Seeded::start());
+    let mut proxy = start(&moving(&port, backend.address(), "1s"));
+    let load = Load::start(port.address(), 100, Exchange::default());
+    let streams = LongStreams::start(port.address(), 20, PACE);
+    more(&load, 30);
+    let mut heir = heir(&proxy);
+    until("the heir is the keeper", DEADLINE, || is_keeper(&proxy, &mut heir));
+    let mut old = proxy.follow(heir);
+    assert_eq!(wait_exit(&mut old, "the keeper before", DEADLINE).code(), Some(0), "{}", proxy.stderr());
+    until("one generation is left", DEADLINE, || generations(&proxy) == [(2, "serving".to_owned())]);
+    assert!(proxy.metrics().count("proxyd_sessions_active", &[]) >= 20, "the streams still flow");
+    let report = proxy.ctl_json(&["upgrade", "--last"]);
+    assert!(report["sessions"]["moved"].as_u64().unwrap() >= 20, "{report}");
+    more(&load, 30);
+    streams.stop().assert_clean();
+    load.stop().assert_clean();
 }
 
 /// Long before READY, about then, in the probation: the one before serves, and nobody else polls.

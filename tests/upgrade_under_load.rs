@@ -134,7 +134,8 @@ fn nobody_is_refused_reset_or_late_and_all_is_counted_once() {
         .listener("range", &format!("{}-{}", range[0], range[range.len() - 1].number()), "pool")
         .pool("pool", &addresses)
         .with("upgrade", "max_generations = 32")
-        .with("drain", "timeout = \"1h\"");
+        .with("drain", "timeout = \"1h\"")
+        .staying();
     let proxy = Starter::with_binary(&conf, slim()).start();
     let mut clients = vec![
         Clients::start("v4", v4.address().into()),

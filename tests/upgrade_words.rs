@@ -130,7 +130,7 @@ fn the_report_has_the_shape_of_the_contract() {
         ("to", json!(2)),
         ("reason", json!("")),
         ("accept_gap_ms", json!(0.0)),
-        ("sessions", json!({"moved": 0, "left": 1, "forced": 0})),
+        ("sessions", json!({"moved": 1, "left": 0, "forced": 0})),
     ] {
         assert_eq!(report[key], value, "{key} in {report}");
     }
@@ -139,11 +139,11 @@ fn the_report_has_the_shape_of_the_contract() {
     let output = bench.proxy.ctl(&["upgrade"]);
     let text = String::from_utf8(output.stdout).unwrap();
     let steps: Vec<&str> = text.lines().filter_map(|line| line.split_ascii_whitespace().next()).collect();
-    assert_eq!(steps, ["preflight", "spawn", "offer", "ready", "commit", "finish", "upgrade"], "{text}");
+    assert_eq!(steps, ["preflight", "spawn", "offer", "ready", "commit", "move", "finish", "upgrade"], "{text}");
     assert!(text.contains("upgrade 2 committed: generation 2 -> 3"), "{text}");
     let metrics = bench.proxy.metrics();
     assert_eq!(metrics.value("proxyd_upgrades_total", &[("result", "committed")]), Some(2.0));
-    for step in &steps[..6] {
+    for step in &steps[..7] {
         let seen = metrics.value("proxyd_upgrade_step_seconds_count", &[("step", step)]);
         assert_eq!(seen, Some(2.0), "step {step}");
     }
@@ -219,7 +219,7 @@ fn the_signal_upgrades_to_the_path_of_the_last_committed_upgrade() {
 #[test]
 fn the_oldest_generation_is_closed_by_force_when_there_are_too_many() {
     let Bench { session: mut first, proxy, port, backend: _backend } =
-        Bench::with(|conf| conf.with("upgrade", "max_generations = 3").with("drain", "timeout = \"1h\""));
+        Bench::with(|conf| conf.with("upgrade", "max_generations = 3").with("drain", "timeout = \"1h\"").staying());
     let oldest = Process::of(proxy.serving_pid()).unwrap();
     proxy.upgrade();
     let mut second = Steady::open(port.address());

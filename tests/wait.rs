@@ -23,7 +23,7 @@ struct House {
 
 fn starter() -> (Starter, Port, Tagged) {
     let (port, backend) = (Port::reserve(), Tagged::start("blue"));
-    (Starter::with_binary(&Conf::simple(&port, &[backend.address()]), slim()), port, backend)
+    (Starter::with_binary(&Conf::simple(&port, &[backend.address()]).staying(), slim()), port, backend)
 }
 
 fn house() -> House {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::harness::child::{Process, children, send};
-use crate::harness::{LongStreams, Pace, Tally, Twins, slim, twin_of, until};
+use crate::harness::{Conf, LongStreams, Pace, Tally, Twins, slim, twin_of, until};
 use crate::row::{DEADLINE, Row, moment, rounds};
 
 /// From the command to the end of the drain of short connections.
@@ -60,7 +60,7 @@ fn f09_to_f12_the_old_worker_is_killed_at_any_moment() {
 
 #[test]
 fn f12_the_old_worker_is_killed_while_it_drains() {
-    let row = Row::start("F12");
+    let row = Row::start_as("F12", Conf::staying, |starter| starter);
     for _ in 0..rounds() {
         let old = row.proxy.serving_pid();
         let streams = LongStreams::start(row.port.address(), STREAMS, PACE);
@@ -78,7 +78,7 @@ fn f12_the_old_worker_is_killed_while_it_drains() {
 /// After its probation a new generation is like any other: it is started again from what was pinned for it.
 #[test]
 fn f08_the_new_worker_is_killed_while_the_old_one_drains() {
-    let mut row = Row::start("F08");
+    let mut row = Row::start_as("F08", Conf::staying, |starter| starter);
     for _ in 0..rounds() {
         let twins = Twins::new();
         let streams = LongStreams::start(row.port.address(), STREAMS, PACE);
@@ -108,7 +108,7 @@ fn f08_the_new_worker_is_killed_while_the_old_one_drains() {
 /// The new one waits for nobody: it serves while the old one is stopped, and the old one goes on where it was.
 #[test]
 fn f38_the_old_worker_is_stopped_while_it_drains() {
-    let row = Row::start("F38");
+    let row = Row::start_as("F38", Conf::staying, |starter| starter);
     for _ in 0..rounds() {
         let old = Process::of(row.proxy.serving_pid()).unwrap();
         let streams = LongStreams::start(row.port.address(), STREAMS, PACE);

@@ -46,6 +46,12 @@ impl Conf {
         Self { is_old: true, ..self }
     }
 
+    /// At an upgrade sessions stay with the generation that has them, and drain: for tests of just that.
+    #[must_use]
+    pub fn staying(self) -> Self {
+        self.with("upgrade", "sessions = \"drain\"")
+    }
+
     /// `bind` as an operator writes it.
     #[must_use]
     pub fn listener(self, name: &str, bind: &str, pool: &str) -> Self {

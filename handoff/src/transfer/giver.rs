@@ -35,6 +35,11 @@ impl Giver {
         self.taker.generation
     }
 
+    /// Batches that were withdrawn and not answered yet: as long as there are any, nobody may be listening.
+    pub fn unanswered(&self) -> usize {
+        self.link.role.unanswered()
+    }
+
     /// Descriptors that the taker had left when the path began; `None`: it does not know.
     pub fn room(&self) -> Option<u64> {
         self.taker.descriptors.map(|Budget { limit, open }| limit.saturating_sub(open))

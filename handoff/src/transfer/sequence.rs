@@ -55,6 +55,12 @@ impl Giver {
     pub fn state(&self) -> &'static str {
         self.0.name()
     }
+
+    /// Batches that were withdrawn before they were answered, and still are not.
+    pub fn unanswered(&self) -> usize {
+        let State::Open(books) = &self.0 else { return 0 };
+        books.open.iter().filter(|open| open.stands == Stands::Withdrawn).count()
+    }
 }
 
 impl Taker {

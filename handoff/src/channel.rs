@@ -115,13 +115,13 @@ impl<W: Word> Channel<W> {
     /// The next record of the verified peer with exactly the descriptors it announces, close-on-exec. On an error all
     /// descriptors that came with the record are closed.
     pub async fn recv(&self) -> Result<(W, Vec<OwnedFd>), ChannelError> {
-        let record = self.socket.async_io(Interest::READABLE, receive).await.map_err(ChannelError::Io)?;
+        let record = self.socket.async_io(Interest::READABLE, receive_word).await.map_err(ChannelError::Io)?;
         self.examine(record)
     }
 
     /// What has already arrived, if anything.
     pub fn try_recv(&self) -> Result<Option<(W, Vec<OwnedFd>)>, ChannelError> {
-        match receive(self.socket.get_ref()) {
+        match receive_word(self.socket.get_ref()) {
             Ok(record) => self.examine(record).map(Some),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(ChannelError::Io(error)),
@@ -196,18 +196,34 @@ impl fmt::Display for Peer {
 }
 
 /// What one recvmsg(2) gave.
-struct Record {
+pub(crate) struct Record {
     /// Of the record as it was sent, which may be longer than `bytes`.
     len: usize,
     bytes: Vec<u8>,
     too_long: bool,
     sender: Option<UCred>,
     fds: Vec<OwnedFd>,
-    fds_truncated: bool,
+    pub(crate) fds_truncated: bool,
 }
 
-fn receive(socket: &UnixDatagram) -> io::Result<Record> {
-    let mut bytes = vec![0; codec::RECORD];
+impl Record {
+    /// Its bytes and descriptors; `None`: the other side has closed the conversation. For words that carry no credentials.
+    pub(crate) fn open(self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, CodecError> {
+        if self.too_long {
+            return Err(CodecError::TooLong { len: self.len });
+        }
+        let is_end = self.len == 0 && self.fds.is_empty() && !self.fds_truncated;
+        Ok((!is_end).then_some((self.bytes, self.fds)))
+    }
+}
+
+fn receive_word(socket: &UnixDatagram) -> io::Result<Record> {
+    receive(socket, codec::RECORD)
+}
+
+/// One record of at most `most` bytes, if one has arrived.
+pub(crate) fn receive(socket: &UnixDatagram, most: usize) -> io::Result<Record> {
+    let mut bytes = vec![0; most];
     let mut space = vec![MaybeUninit::uninit(); ANCILLARY];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT | RecvFlags::TRUNC;
@@ -245,7 +261,7 @@ fn prepare<W: Word>(message: &W, fds: &[BorrowedFd<'_>]) -> Result<(Vec<u8>, Vec
 }
 
 /// A closed peer is an error here, not a signal: sendmsg(2) on SEQPACKET raises no SIGPIPE (only streams do).
-fn transmit(socket: &UnixDatagram, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
+pub(crate) fn transmit(socket: &UnixDatagram, bytes: &[u8], fds: &[RawFd]) -> io::Result<()> {
     loop {
         match socket.send_with_fd(bytes, fds) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

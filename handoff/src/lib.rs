@@ -3,7 +3,7 @@
 //!
 //! The words: [`manifest`] (what is passed), [`message`], [`codec`]. Their order: [`sequence`]. The transport:
 //! [`channel`], [`memfile`], [`door`]. The two ends: [`predecessor`] offers, [`successor`] takes; what goes wrong: [`error`].
-//! Sessions go from process to process by [`transfer`].
+//! Sessions go from process to process by [`transfer`]; what a worker leaves with the keeper against its own death: [`vault`].
 
 #![deny(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod predecessor;
 pub mod sequence;
 pub mod successor;
 pub mod transfer;
+pub mod vault;
 
 mod link;
 mod parcel;

@@ -26,6 +26,23 @@ pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<u32> {
     u32::try_from(bytes).map_err(io::Error::other)
 }
 
+/// State of a TCP socket (`TCP_ESTABLISHED` = 1 and so on, include/net/tcp_states.h).
+///
+/// # Errors
+/// Not a TCP socket.
+// JUSTIFICATION: `TCP_INFO` has no safe wrapper in nix, rustix or socket2.
+#[expect(unsafe_code, reason = "getsockopt(2) with an option no crate wraps")]
+pub fn tcp_state(socket: BorrowedFd<'_>) -> io::Result<u8> {
+    // The first byte of `struct tcp_info`; of a longer one the kernel writes as much as is asked for.
+    let mut state: u8 = 0;
+    let mut len: libc::socklen_t = 1;
+    // SAFETY: the kernel writes at most `len` = 1 byte to the pointer; both pointers outlive the call.
+    let status = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut state).cast(), &raw mut len)
+    };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(state) }
+}
+
 /// Cookie of the network namespace the socket lives in (Linux 5.14; older kernels answer ENOPROTOOPT). Never 0.
 // JUSTIFICATION: the option is too new for nix, rustix and socket2.
 #[expect(unsafe_code, reason = "getsockopt(2) with an option no crate wraps")]
@@ -199,6 +216,17 @@ mod tests {
         client.set_nonblocking(true).unwrap();
         while client.write(&[0; 65_536]).is_ok() {}
         assert!(unsent(client.as_fd()).unwrap() > 0);
+    }
+
+    #[test]
+    fn a_connection_is_established_until_it_is_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(tcp_state(client.as_fd()).unwrap(), 1);
+        rustix::net::connect_unspec(&server).unwrap();
+        assert_eq!((tcp_state(client.as_fd()).unwrap(), tcp_state(server.as_fd()).unwrap()), (7, 7));
+        assert!(tcp_state(UnixStream::pair().unwrap().0.as_fd()).is_err());
     }
 
     #[test]

@@ -13,11 +13,20 @@ use super::record::Place;
 use super::segment::Segment;
 use super::slot::{Phase, RecordSlot};
 
-/// The keeper's hold on all segments.
-#[derive(Debug)]
+/// The keeper's hold on all segments. (A clone holds those that there were by then.)
+#[derive(Debug, Clone)]
 pub struct Ledger {
     /// At least one.
     segments: Vec<Arc<Segment>>,
+}
+
+/// Whose a session is, and how far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whereabouts {
+    pub generation: u32,
+    pub phase: Phase,
+    /// The caller's word; 0: none yet.
+    pub reason: u16,
 }
 
 /// Who serves. Generations count from 1.
@@ -123,6 +132,12 @@ impl Ledger {
         let fields = segment.used_record(place.index)?.read().filter(|fields| fields.id == id)?;
         // After the record: see `sessions`.
         Some(SessionSnapshot::of(fields, &segment.names()))
+    }
+
+    /// [`Self::look`] for what costs least, and is right of a dead owner's too.
+    pub fn whereabouts(&self, place: Place, id: u64) -> Option<Whereabouts> {
+        let (owner, phase, reason) = self.slot(place)?.standing(id)?;
+        Some(Whereabouts { generation: owner.generation, phase, reason })
     }
 
     /// Gives an established session of a dead owner to a thread of a living generation, which has adopted it. False, and

@@ -24,7 +24,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use book::{Ledger, Noted};
+pub use book::{Ledger, Noted, Whereabouts};
 pub use error::LedgerError;
 pub use layout::{LAYOUTS, Sizes};
 pub use name::{Name, NameSpec};

@@ -37,6 +37,10 @@ pub struct SessionSnapshot {
     pub unsent_to_backend: i64,
     /// The caller's word; 0: none yet.
     pub reason: u16,
+    /// The caller's word for whether it outlives its process; 0: none.
+    pub protection: u8,
+    /// The caller's; of no meaning without a protection.
+    pub marks: u64,
 }
 
 /// Live sessions, each read whole under its sequence number.
@@ -72,6 +76,8 @@ impl SessionSnapshot {
             unsent_to_client: fields.unsent_to_client,
             unsent_to_backend: fields.unsent_to_backend,
             reason: fields.reason,
+            protection: fields.protection,
+            marks: fields.marks,
         }
     }
 }

@@ -116,6 +116,28 @@ impl Record {
         self.slot().unsent_to_backend.store(to_backend, Relaxed);
     }
 
+    /// Whether it outlives its process: a code of the caller's, not 0.
+    pub fn protect(&self, code: u8) {
+        self.slot().protect(self.id, code);
+    }
+
+    /// What was said last, by this owner or an earlier one; 0: nothing.
+    pub fn protection(&self) -> u8 {
+        self.slot().protection(self.id)
+    }
+
+    /// What whoever goes on in the place of this process must know; bits of the caller's.
+    pub fn mark(&self, marks: u64) {
+        self.slot().marks.store(marks, Relaxed);
+    }
+
+    /// Should the process crash before this is taken back, the session was being worked on
+    /// ([`Ledger::worked_on`](super::Ledger::worked_on)). One store.
+    #[inline]
+    pub fn works(&self, works: bool) {
+        self.lease.works_on(if works { self.id } else { 0 });
+    }
+
     /// The end is decided and counted: if this process dies now, the keeper only frees the record.
     pub fn closed(&self, reason: u16) {
         self.slot().end(reason);

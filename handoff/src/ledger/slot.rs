@@ -35,7 +35,8 @@ pub(super) struct RecordSlot {
     _kept: AtomicU32,
     opened_unix_us: AtomicU64,
     opened_ms: AtomicU64,
-    _kept2: AtomicU64,
+    /// Id of the session above the lowest byte, the caller's code there; another id: nothing is said.
+    protection: AtomicU64,
     client: Address,
     backend_address: Address,
     pub(super) received: AtomicU64,
@@ -43,8 +44,10 @@ pub(super) struct RecordSlot {
     pub(super) last_byte_ms: AtomicU64,
     pub(super) unsent_to_client: AtomicI64,
     pub(super) unsent_to_backend: AtomicI64,
+    /// What the caller must find again of a session whose protection is said, should its writer die.
+    pub(super) marks: AtomicU64,
     /// For the peer's own address, tries, moves.
-    _kept3: [AtomicU64; 11],
+    _kept3: [AtomicU64; 10],
 }
 
 /// An address in four words; all 0: none.
@@ -78,6 +81,8 @@ pub(super) struct Fields {
     pub(super) sent: u64,
     pub(super) unsent_to_client: i64,
     pub(super) unsent_to_backend: i64,
+    pub(super) protection: u8,
+    pub(super) marks: u64,
 }
 
 /// In `backend`: none yet.
@@ -133,6 +138,7 @@ impl RecordSlot {
         self.sent.store(0, Relaxed);
         self.unsent_to_client.store(-1, Relaxed);
         self.unsent_to_backend.store(-1, Relaxed);
+        self.marks.store(0, Relaxed);
         self.state.store(state(Phase::Connecting, 0), Relaxed);
         self.id.store(id, Release);
         self.sequence.store(odd.wrapping_add(1), Release);
@@ -150,6 +156,24 @@ impl RecordSlot {
     /// One store, after all that must be true by then.
     pub(super) fn end(&self, reason: u16) {
         self.state.store(state(Phase::Closed, reason), Release);
+    }
+
+    /// Ids stay below 2^53.
+    pub(super) fn protect(&self, id: u64, code: u8) {
+        self.protection.store(id << 8 | u64::from(code), Relaxed);
+    }
+
+    pub(super) fn protection(&self, id: u64) -> u8 {
+        let word = self.protection.load(Relaxed);
+        if word >> 8 == id { (word & 0xff) as u8 } else { 0 }
+    }
+
+    /// Whose this session is and how far it has come, also where its writer died half way. `None`: it is not here.
+    pub(super) fn standing(&self, id: u64) -> Option<(Owner, Phase, u16)> {
+        let is_here = || self.id() == id;
+        let owner = is_here().then(|| Owner::of(self.owner()))??;
+        let (phase, reason) = phase_and_reason(self.state.load(Acquire))?;
+        is_here().then_some((owner, phase, reason))
     }
 
     /// Nothing of the session is read any more; then anyone may claim the record.
@@ -204,6 +228,8 @@ impl RecordSlot {
             sent: self.sent.load(Relaxed),
             unsent_to_client: self.unsent_to_client.load(Relaxed),
             unsent_to_backend: self.unsent_to_backend.load(Relaxed),
+            protection: self.protection(id),
+            marks: self.marks.load(Relaxed),
         })
     }
 

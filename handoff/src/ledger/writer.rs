@@ -78,9 +78,7 @@ impl Writer {
     /// tells. One store; of writers of one thread, each has its own word.
     #[inline]
     pub fn works_on(&self, id: u64) {
-        if let Some(word) = self.lease.segment.working(self.lease.block) {
-            word.store(id, Relaxed);
-        }
+        self.lease.works_on(id);
     }
 }
 
@@ -149,6 +147,15 @@ pub(super) struct Lease {
     block: u32,
     pub(super) owner: Owner,
     pub(super) finds: RefCell<Finds>,
+}
+
+impl Lease {
+    #[inline]
+    pub(super) fn works_on(&self, id: u64) {
+        if let Some(word) = self.segment.working(self.block) {
+            word.store(id, Relaxed);
+        }
+    }
 }
 
 impl Drop for Lease {

@@ -125,3 +125,27 @@ fn a_record_given_away_is_not_freed_by_its_giver() {
     assert_eq!(left, [taken.id()]);
     assert_ne!(taken.id(), id);
 }
+
+#[test]
+fn what_is_said_of_a_session_ends_with_it() {
+    let ledger = ledger(SMALL);
+    let segment = last(&ledger);
+    let writer = writer(&ledger, 7, 3);
+    let record = writer.claim(&opening(&segment, "10.0.0.1:5000")).unwrap();
+    let (id, place) = (record.id(), record.place());
+    assert_eq!(record.protection(), 0);
+    record.protect(3);
+    record.mark(0b101);
+    let seen = ledger.look(place, id).unwrap();
+    assert_eq!((seen.protection, seen.marks, record.protection()), (3, 0b101, 3));
+    let there = Whereabouts { generation: 7, phase: Phase::Connecting, reason: 0 };
+    assert_eq!(ledger.whereabouts(place, id), Some(there));
+    record.closed(4);
+    assert_eq!(ledger.whereabouts(place, id), Some(Whereabouts { phase: Phase::Closed, reason: 4, ..there }));
+    drop(record);
+    assert_eq!(ledger.whereabouts(place, id), None);
+    let next = writer.claim(&opening(&segment, "10.0.0.1:5001")).unwrap();
+    assert_eq!(next.place(), place, "the same record");
+    let seen = ledger.look(place, next.id()).unwrap();
+    assert_eq!((seen.protection, seen.marks), (0, 0));
+}

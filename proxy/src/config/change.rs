@@ -188,6 +188,7 @@ fn hot_keys(old: &Config, new: &Config) -> Vec<&'static str> {
         ("upgrade.probation", old.upgrade.probation != new.upgrade.probation),
         ("upgrade.probe", old.upgrade.probe != new.upgrade.probe),
         ("upgrade.max_generations", old.upgrade.max_generations != new.upgrade.max_generations),
+        ("runtime.restart_backoff", old.runtime.restart_backoff != new.runtime.restart_backoff),
         ("drain.timeout", old.drain.timeout != new.drain.timeout),
         ("drain.spread", old.drain.spread != new.drain.spread),
         ("drain.close", old.drain.close != new.drain.close),
@@ -221,6 +222,7 @@ fn listener_lines(old: &Listener, new: &Listener) -> Vec<String> {
     compare("pool", old.pool.clone(), new.pool.clone());
     compare("backlog", old.backlog.to_string(), new.backlog.to_string());
     compare("max_sessions", limit(old.max_sessions), limit(new.max_sessions));
+    compare("survive_crash", old.survive_crash.to_string(), new.survive_crash.to_string());
     compare("idle_timeout", timeout(old.timeouts.idle), timeout(new.timeouts.idle));
     compare("half_close_timeout", timeout(old.timeouts.half_close), timeout(new.timeouts.half_close));
     compare("max_lifetime", timeout(old.timeouts.max_lifetime), timeout(new.timeouts.max_lifetime));

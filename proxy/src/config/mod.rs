@@ -57,6 +57,15 @@ pub struct Runtime {
     pub log: LogLevel,
     pub log_format: LogFormat,
     pub on_keeper_death: OnKeeperDeath,
+    /// Longest wait before a worker that crashes again and again is started anew; `None` is "off": no wait.
+    #[serde(default = "Runtime::restart_backoff")]
+    pub restart_backoff: Option<Duration>,
+}
+
+impl Runtime {
+    pub(crate) fn restart_backoff() -> Option<Duration> {
+        Some(Duration::from_secs(2))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +162,9 @@ pub struct Listener {
     pub backlog: u32,
     /// Beyond: connections wait in the backlog. Counted over all threads and generations.
     pub max_sessions: Option<u64>,
+    /// Its sessions outlive the worker that carries them.
+    #[serde(default)]
+    pub survive_crash: bool,
     #[serde(flatten)]
     pub tcp: TcpSettings,
     pub timeouts: Timeouts,

@@ -33,6 +33,7 @@ impl Config {
             sockets: listener.bind.iter().map(Bind::id).collect(),
             pool: listener.pool.clone(),
             max_sessions: listener.max_sessions,
+            survive_crash: listener.survive_crash,
             tcp: listener.tcp,
             timeouts: listener.timeouts,
         };
@@ -57,6 +58,8 @@ pub struct PlannedListener {
     pub sockets: Vec<String>,
     pub pool: String,
     pub max_sessions: Option<u64>,
+    #[serde(default)]
+    pub survive_crash: bool,
     pub tcp: TcpSettings,
     pub timeouts: Timeouts,
 }

@@ -89,6 +89,8 @@ impl Brought {
             listener: state.listener.clone(),
             pool: Arc::new(Pool::named_only(&state.pool)),
             max_sessions: None,
+            // Of one that comes its relay says it.
+            survive_crash: false,
             tcp: state.tcp,
             timeouts: state.timeouts,
         });

@@ -88,6 +88,7 @@ fn terms(listener: &PlannedListener, pools: &Pools) -> Result<Terms, UnknownPool
         listener: listener.name.clone(),
         pool: Arc::clone(pool),
         max_sessions: listener.max_sessions,
+        survive_crash: listener.survive_crash,
         tcp: listener.tcp,
         timeouts: listener.timeouts,
     })

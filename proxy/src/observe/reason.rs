@@ -92,6 +92,53 @@ words! {
     }
 }
 
+words! {
+    /// Why a session of a listener with `survive_crash` would not outlive its worker.
+    Unprotected {
+        /// The keeper has no descriptor to spare.
+        KeeperFull = "keeper_full",
+        /// It has not read what it was sent before.
+        KeeperStalled = "keeper_stalled",
+        /// There is none.
+        KeeperAway = "keeper_away",
+        /// No pipe is to be had.
+        NoPipe = "no_pipe",
+    }
+}
+
+/// Whether a session of a listener with `survive_crash` outlives its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// The keeper holds duplicates of all that it is made of.
+    Deposited,
+    No(Unprotected),
+}
+
+impl Protection {
+    /// In a session record, where 0 says that this is not asked of the session.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Deposited => 1,
+            Self::No(why) => u8::try_from(why.index() + 2).unwrap_or(u8::MAX),
+        }
+    }
+
+    pub fn of_code(code: u8) -> Option<Self> {
+        match code {
+            0 => None,
+            1 => Some(Self::Deposited),
+            _ => Unprotected::at(u32::from(code - 2)).map(Self::No),
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deposited => "protected",
+            Self::No(why) => why.word(),
+        }
+    }
+}
+
 impl Reason {
     /// In a session record, where 0 says that the session has not ended.
     pub fn code(self) -> u16 {
@@ -100,5 +147,19 @@ impl Reason {
 
     pub fn of_code(code: u16) -> Option<Self> {
         Self::at(u32::from(code).checked_sub(1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_protection_has_a_code_of_its_own() {
+        let all = Unprotected::ALL.iter().map(|why| Protection::No(*why)).chain([Protection::Deposited]);
+        for protection in all {
+            assert_eq!(Protection::of_code(protection.code()), Some(protection));
+        }
+        assert_eq!((Protection::of_code(0), Protection::of_code(99)), (None, None));
     }
 }

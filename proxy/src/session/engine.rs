@@ -4,6 +4,7 @@
 //! read and one write; an idle session holds neither buffer nor pipe.
 
 mod parts;
+mod protected;
 
 use std::cell::RefCell;
 use std::io;
@@ -11,7 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use super::meter::Meter;
 use super::pipe::Pipe;
-use super::relay::{Failure, Outcome, Relay, Side, Step, index};
+use super::relay::{Failure, Marks, Outcome, Relay, Side, Step, index};
 use super::socket::Socket;
 
 pub(super) use parts::Parts;
@@ -41,6 +42,10 @@ pub(super) struct Engine {
     blocked: [bool; 2],
     moved: u64,
     to_backend: Nagle,
+    /// Others hold the sockets too: a close says nothing to their peers.
+    is_shared: bool,
+    /// As they stand in the record, of a relay that only splices.
+    marked: Marks,
 }
 
 /// Nagle's rule (RFC 896) on the backend's socket. It holds back only while earlier bytes are not acknowledged, so a session
@@ -63,6 +68,8 @@ impl Engine {
             blocked: [false; 2],
             moved: 0,
             to_backend: Nagle::Fresh,
+            is_shared: false,
+            marked: Marks::default(),
         }
     }
 
@@ -91,6 +98,7 @@ impl Engine {
             for side in [Side::Client, Side::Backend] {
                 self.watch(side, cx);
             }
+            self.note(meter);
             // One direction learnt that a side broke: it may be what the other waited for.
             if before == [Side::Client, Side::Backend].map(|side| self.relay.failure(side)) {
                 return Poll::Pending;
@@ -121,6 +129,9 @@ impl Engine {
 
     /// Closes both sides in good order, unless the kernel has bytes of theirs that nobody read.
     pub(super) fn finish(self) {
+        if self.is_shared {
+            return self.finish_shared();
+        }
         if !self.relay.has_shut(Side::Client) || !self.relay.has_shut(Side::Backend) {
             self.linger_off();
         }
@@ -128,6 +139,9 @@ impl Engine {
     }
 
     pub(super) fn reset(self) {
+        if self.is_shared {
+            return self.reset_shared();
+        }
         self.client.reset();
         self.backend.reset();
         self.close();
@@ -148,9 +162,10 @@ impl Engine {
                 Step::Receive => self.pass(from, cx, meter),
                 Step::SpliceIn => self.splice_in(from, cx, meter),
                 Step::Send | Step::SpliceOut => self.write(from, cx, meter),
-                Step::Shutdown => self.shutdown(from),
+                Step::Shutdown => self.shutdown(from, meter),
                 Step::Rest => return,
             };
+            self.note(meter);
             match moved {
                 Poll::Ready(n) => *budget = budget.saturating_sub(n + STEP_COST),
                 Poll::Pending => return,
@@ -160,6 +175,8 @@ impl Engine {
 
     /// One read and one write.
     fn pass(&mut self, from: Side, cx: &mut Context<'_>, meter: &Meter) -> Poll<usize> {
+        #[cfg(debug_assertions)]
+        super::crash::if_asked(self.socket(from).as_fd());
         BUFFER_OF_THREAD.with_borrow_mut(|buffer| {
             let n = match ready!(self.socket(from).poll_receive(cx, buffer)) {
                 Ok(0) => {
@@ -182,6 +199,8 @@ impl Engine {
     }
 
     fn splice_in(&mut self, from: Side, cx: &mut Context<'_>, meter: &Meter) -> Poll<usize> {
+        #[cfg(debug_assertions)]
+        super::crash::if_asked(self.socket(from).as_fd());
         let Some(pipe) = self.pipes[index(from)].take().or_else(Pipe::take) else {
             self.relay.no_pipe(from);
             return Poll::Ready(0);
@@ -194,14 +213,16 @@ impl Engine {
                 return Poll::Ready(n);
             }
             Poll::Ready(Ok(0)) => self.relay.ended(from),
-            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::InvalidInput => self.relay.no_pipe(from),
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::InvalidInput && !self.relay.only_splices() => {
+                self.relay.no_pipe(from);
+            }
             Poll::Ready(Err(e)) => self.relay.read_failed(from, failure(&e)),
             Poll::Pending => {
-                pipe.give_back();
+                self.put_down(from, pipe);
                 return Poll::Pending;
             }
         }
-        pipe.give_back();
+        self.put_down(from, pipe);
         Poll::Ready(0)
     }
 
@@ -281,8 +302,10 @@ impl Engine {
         }
     }
 
-    fn shutdown(&mut self, from: Side) -> Poll<usize> {
-        if self.relay.has_shut(from.other()) {
+    fn shutdown(&mut self, from: Side, meter: &Meter) -> Poll<usize> {
+        if self.is_shared {
+            self.before_shutdown(from, meter);
+        } else if self.relay.has_shut(from.other()) {
             // The last end: nothing of this session is in this process any more, so what the kernel holds is delivered
             // even after a close, and the close that follows at once says the end.
             self.linger_off();

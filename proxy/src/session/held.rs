@@ -96,6 +96,7 @@ impl Session {
         match Relaying::from_parts(parts, state.clocks) {
             Ok(relaying) => {
                 self.phase.replace(Phase::Relaying(relaying));
+                self.came_back();
                 if let Some(ending) = forced {
                     self.force(ending);
                 }
@@ -133,6 +134,7 @@ impl Session {
         };
         self.counted.set(false);
         self.phase.replace(Phase::Relaying(relaying));
+        self.came_back();
         self.wake();
         true
     }

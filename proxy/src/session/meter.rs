@@ -7,9 +7,9 @@ use handoff::ledger::{Counters, Place, Record};
 
 use super::book::{BackendBook, ListenerBook};
 use super::clock;
-use super::relay::Side;
+use super::relay::{Marks, Side};
 use crate::observe::names::{self, process::Histogram};
-use crate::observe::reason::{Cause, Reason};
+use crate::observe::reason::{Cause, Protection, Reason};
 use crate::pool::Backend;
 
 #[derive(Debug)]
@@ -126,6 +126,31 @@ impl Meter {
     pub(super) fn forced(&self, cause: Cause, unsent: u64) {
         self.listener.process.add(names::process::forced(cause), 1);
         self.listener.process.add(names::process::forced_unsent(cause), unsent);
+    }
+
+    /// Whether it outlives this process; in the record, for whoever reads it.
+    pub(super) fn protect(&self, protection: Protection) {
+        if let Some(record) = self.record() {
+            record.protect(protection.code());
+        }
+    }
+
+    pub(super) fn protection(&self) -> Option<Protection> {
+        Protection::of_code(self.record()?.protection())
+    }
+
+    pub(super) fn mark(&self, marks: Marks) {
+        if let Some(record) = self.record() {
+            record.mark(marks.word());
+        }
+    }
+
+    /// While it is worked on: a crash of this thread is blamed on it.
+    #[inline]
+    pub(super) fn works(&self, works: bool) {
+        if let Some(record) = self.record() {
+            record.works(works);
+        }
     }
 
     /// Counts the end. Who reads the record knows from its reason that this is done.

@@ -10,6 +10,9 @@ mod book;
 mod carried;
 pub mod clock;
 mod connect;
+#[cfg(debug_assertions)]
+mod crash;
+mod custody;
 mod ending;
 mod engine;
 mod held;
@@ -17,6 +20,7 @@ mod meter;
 mod options;
 mod pipe;
 mod probe;
+mod protected;
 pub mod relay;
 mod relaying;
 mod socket;
@@ -137,10 +141,19 @@ impl Session {
             self.meter.established(&reached.backend, counted, reached.took.as_secs_f64());
         }
         let _ = self.backend.set(reached.backend);
-        *self.phase.borrow_mut() = Phase::Relaying(Relaying::new(client, reached.socket));
+        let mut relaying = Relaying::new(client, reached.socket);
+        self.protect(&mut relaying);
+        *self.phase.borrow_mut() = Phase::Relaying(relaying);
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.meter.works(true);
+        let polled = self.work(cx);
+        self.meter.works(false);
+        polled
+    }
+
+    fn work(&self, cx: &mut Context<'_>) -> Poll<()> {
         let over = {
             let mut phase = self.phase.borrow_mut();
             let polled = match &mut *phase {
@@ -166,8 +179,7 @@ impl Session {
             let unsent = relaying.unsent();
             self.meter.unsent(unsent.to_client, unsent.to_backend);
         }
-        relaying.close(how);
-        self.over(reason);
+        self.close(relaying, how, reason);
     }
 
     /// Ends it now, or as soon as its task runs, or it is resumed; `false`: it was over, or is not ours.
@@ -184,8 +196,8 @@ impl Session {
         let Phase::Relaying(relaying) = self.phase.replace(Phase::Over) else { return false };
         let unsent = relaying.unsent();
         self.report(ending, unsent);
-        relaying.close(if unsent.is_nothing() { ending.how } else { ForcedClose::Reset });
-        self.over(ending.reason);
+        let how = if unsent.is_nothing() { ending.how } else { ForcedClose::Reset };
+        self.close(relaying, how, ending.reason);
         self.wake();
         true
     }

@@ -14,6 +14,10 @@ const SIZE: usize = 256 * 1024;
 /// The kernel gives less to a user over the soft limit (pipe(7)); below this a pipe moves less than two copies.
 const SMALLEST: usize = 64 * 1024;
 
+/// Bytes of each of the two pipes of a session that is to outlive its process. A user without `CAP_SYS_RESOURCE` has 64 MiB of
+/// pipes in all, which is 2,048 such sessions; beyond that the kernel gives 8 KiB, which is taken.
+const SIZE_OF_OWN: usize = 16 * 1024;
+
 /// Pipes kept by a thread: more than this many directions seldom go quiet together, and each is two descriptors.
 const KEPT: usize = 32;
 
@@ -35,6 +39,8 @@ pub(super) struct Pipe {
     /// `None`: it can only be emptied.
     pub(super) writer: Option<OwnedFd>,
     pub(super) size: usize,
+    /// It is one session's until the end: others hold it too.
+    is_own: bool,
     _counted: Counted,
 }
 
@@ -45,11 +51,24 @@ struct Counted;
 impl Pipe {
     /// An empty pipe; `None` if none worth having can be made.
     pub(super) fn take() -> Option<Self> {
-        POOL.with_borrow_mut(Vec::pop).or_else(|| Self::make().filter(|pipe| pipe.size >= SMALLEST))
+        POOL.with_borrow_mut(Vec::pop).or_else(|| Self::make(SIZE).filter(|pipe| pipe.size >= SMALLEST))
+    }
+
+    /// Two that serve one session only. `None`: none is to be had.
+    pub(super) fn own_pair() -> Option<[Self; 2]> {
+        Some([Self::make(SIZE_OF_OWN)?.owned(), Self::make(SIZE_OF_OWN)?.owned()])
+    }
+
+    /// Serves no other session than this one.
+    pub(super) fn owned(self) -> Self {
+        Self { is_own: true, ..self }
     }
 
     /// Keeps an empty pipe for the next session. One that holds bytes of this session is closed.
     pub(super) fn give_back(self) {
+        if self.is_own {
+            return;
+        }
         let empty = self.held().is_ok_and(|n| n == 0);
         POOL.with_borrow_mut(|pool| {
             if empty && self.writer.is_some() && pool.len() < KEPT {
@@ -65,7 +84,7 @@ impl Pipe {
         let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let writer = rustix::fs::open(path, flags, Mode::empty()).ok();
-        Ok(Self { reader, writer, size, _counted: Counted::new() })
+        Ok(Self { reader, writer, size, is_own: false, _counted: Counted::new() })
     }
 
     /// The end that travels; the bytes stay in it. Another writing end can be opened from it.
@@ -79,13 +98,13 @@ impl Pipe {
         usize::try_from(held).map_err(io::Error::other)
     }
 
-    fn make() -> Option<Self> {
+    fn make(wanted: usize) -> Option<Self> {
         if LEFT.get() <= 0 {
             return None;
         }
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-        let size = fcntl_setpipe_size(&writer, SIZE).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
-        Some(Self { reader, writer: Some(writer), size, _counted: Counted::new() })
+        let size = fcntl_setpipe_size(&writer, wanted).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
+        Some(Self { reader, writer: Some(writer), size, is_own: false, _counted: Counted::new() })
     }
 }
 
@@ -118,6 +137,19 @@ mod tests {
         assert!(Pipe::take().is_none());
         drop(one);
         assert!(Pipe::take().is_some());
+    }
+
+    #[test]
+    fn a_pipe_of_one_session_serves_no_other() {
+        allow_pipes(3);
+        let [one, other] = Pipe::own_pair().unwrap();
+        assert_eq!(one.size, SIZE_OF_OWN);
+        one.give_back();
+        other.give_back();
+        assert_eq!(kept(), 0);
+        allow_pipes(1);
+        assert!(Pipe::own_pair().is_none(), "two are needed");
+        assert!(Pipe::take().is_some(), "and the first of them was given back");
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //!
 //! A direction is named by the side its bytes come from.
 
+mod marks;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
+pub use marks::Marks;
 pub use state::RelayState;
 
 /// Reads that filled the whole buffer, one after the other, before a direction splices: the first may be chance.
@@ -74,6 +76,8 @@ pub enum Outcome {
 
 #[derive(Debug, Default)]
 pub struct Relay {
+    /// Bytes never come into the memory of this process.
+    only_splices: bool,
     flows: [Flow; 2],
     failures: [Option<Failure>; 2],
     first_end: Option<Side>,
@@ -158,8 +162,12 @@ impl Relay {
     }
 
     pub fn spliced_in(&mut self, from: Side, n: usize) {
+        let only_splices = self.only_splices;
         let flow = self.flow_mut(from);
         flow.piped += n;
+        if only_splices {
+            return;
+        }
         flow.run = if n < SMALL { flow.run + 1 } else { 0 };
         if flow.run >= SMALL_SPLICES {
             flow.set_splices(false);
@@ -171,7 +179,22 @@ impl Relay {
         flow.piped -= n.min(flow.piped);
     }
 
-    /// There is no pipe to be had, or it can't be used: copy for now.
+    /// From the first byte on, each goes through the pipe of its direction.
+    pub fn splice_only(&mut self) {
+        self.only_splices = true;
+        self.flows.iter_mut().for_each(|flow| flow.set_splices(true));
+    }
+
+    /// As any other from here on.
+    pub fn splice_freely(&mut self) {
+        self.only_splices = false;
+    }
+
+    pub fn only_splices(&self) -> bool {
+        self.only_splices
+    }
+
+    /// There is no pipe to be had, or it can't be used: copy for now. (Not of one that only splices.)
     pub fn no_pipe(&mut self, from: Side) {
         self.flow_mut(from).set_splices(false);
     }

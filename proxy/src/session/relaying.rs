@@ -1,6 +1,7 @@
 //! A session that has its backend: the engine, the timeouts around it, and the truth of its end.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::clock;
 use super::ending::Unsent;
 use super::engine::{Engine, Parts, Unfit};
 use super::meter::Meter;
+use super::pipe::Pipe;
 use super::relay::{Failure, Outcome, Side};
 use super::socket::Socket;
 use crate::config::{ForcedClose, TcpSettings, Timeouts};
@@ -129,6 +131,25 @@ impl Relaying {
 
     pub(super) fn unsent(&self) -> Unsent {
         Unsent { to_client: self.engine.unsent(Side::Client), to_backend: self.engine.unsent(Side::Backend) }
+    }
+
+    /// All of it can be held by others from now on, before its first byte.
+    pub(super) fn splice_only(&mut self, pipes: [Pipe; 2]) {
+        self.engine.splice_only(pipes);
+    }
+
+    pub(super) fn splice_freely(&mut self) {
+        self.engine.splice_freely();
+    }
+
+    /// See [`Engine::is_shared`].
+    pub(super) fn is_shared(&self) -> bool {
+        self.engine.is_shared()
+    }
+
+    /// See [`Engine::belongings`].
+    pub(super) fn belongings(&self) -> Option<[BorrowedFd<'_>; 4]> {
+        self.engine.belongings()
     }
 
     pub(super) fn close(self, how: ForcedClose) {

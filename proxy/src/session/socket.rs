@@ -1,7 +1,7 @@
 //! One side of a session: a stream socket, TCP or Unix, in the runtime of its thread.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -124,6 +124,19 @@ impl Socket {
     /// bytes that were not read.)
     pub(super) fn reset(&self) {
         let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));
+    }
+
+    /// Resets also where others hold the socket too, whose peers see nothing of a close. (A Unix socket knows no reset: its
+    /// peer reads an end of file.)
+    pub(super) fn disconnect(&self) {
+        if rustix::net::connect_unspec(&self.io).is_err() {
+            // One that is not connected any more has nothing to tell.
+            let _ = rustix::net::shutdown(&self.io, Shutdown::Both);
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.get_ref().as_fd()
     }
 
     /// What only a session that lasts needs.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use handoff::ledger::{LedgerError, Opening};
+use handoff::vault::Depositor;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
@@ -20,7 +21,7 @@ use super::meter::Meter;
 use super::relaying::Relaying;
 use super::socket::Socket;
 use super::terms::{Seat, Terms};
-use super::{AbortOnPanic, Session, clock};
+use super::{AbortOnPanic, Session, clock, custody};
 use crate::pool::Backend;
 
 /// A socket that was accepted, and where it came from.
@@ -160,6 +161,28 @@ impl Table {
     pub fn close(&self, ids: &[u64], ending: Ending) -> u64 {
         let sessions = self.sessions.borrow();
         ids.iter().filter_map(|id| sessions.get(id)).map(|session| u64::from(session.force(ending))).sum()
+    }
+
+    /// The keeper to deposit sessions with, from now on; those that are here follow. `None`: there is none.
+    pub fn deposit_with(&self, thread: u16, depositor: Option<Arc<Depositor>>) {
+        let custody = custody::of_thread();
+        custody.turn_to(thread, depositor);
+        self.sessions.borrow().values().for_each(|session| session.lose_protection());
+        custody.await_room();
+    }
+
+    /// Tells the keeper of ends, and deposits with it, what it did not take at once; for the life of the thread.
+    pub async fn keep_up(&self) {
+        let deposit = || self.sessions.borrow().values().all(|session| session.catch_up());
+        custody::of_thread().keep_up(deposit).await;
+    }
+
+    /// The keeper does not keep this session.
+    pub fn turn_away(&self, id: u64) {
+        let session = self.sessions.borrow().get(&id).map(Rc::clone);
+        if let Some(session) = session {
+            session.turned_away();
+        }
     }
 
     /// Takes up to `most` sessions out of the runtime, none of `but`; their tasks wait until they are resumed or released.

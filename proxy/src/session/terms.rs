@@ -20,6 +20,8 @@ pub struct Terms {
     pub listener: String,
     pub pool: Arc<Pool>,
     pub max_sessions: Option<u64>,
+    /// Its sessions are to outlive this process.
+    pub survive_crash: bool,
     pub tcp: TcpSettings,
     pub timeouts: Timeouts,
 }

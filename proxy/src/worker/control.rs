@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::drain::DrainOrder;
 use super::paths::Paths;
 use super::plane::{Plane, PlaneError};
+use super::vault::Vault;
 use crate::config::order::{Answer, Notice, Order, Purpose, Scope};
 use crate::config::plan::Plan;
 use crate::config::{Drain, OnKeeperDeath};
@@ -125,6 +126,8 @@ pub(super) struct Control {
     pub(super) probes: JoinSet<(u64, Answer)>,
     /// Sessions on their way to other workers and from them.
     paths: Paths,
+    /// Where sessions are deposited.
+    vault: Vault,
     /// Where another keeper knocks once this one is gone.
     pub(super) door: Option<Door>,
     /// Held for that one.
@@ -156,6 +159,7 @@ impl Control {
             arriving,
             probes: JoinSet::new(),
             paths: Paths::new(),
+            vault: Vault::default(),
             door: None,
             state: None,
             keeperless,
@@ -226,8 +230,10 @@ impl Control {
                 self.paths.open(&self.plane, id, role, other, end);
                 Ok(())
             }
-            // Closing the end says that nothing is deposited.
-            Word::Vault(_) => Ok(()),
+            Word::Vault(end) => {
+                self.vault.open(&self.plane, end).await;
+                Ok(())
+            }
             Word::Segment { fd, .. } => {
                 if let Err(error) = self.grow(fd).await {
                     tracing::error!(%error, "a new ledger segment is not usable");

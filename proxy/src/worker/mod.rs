@@ -11,6 +11,7 @@ mod plane;
 mod probe;
 mod take;
 mod thread;
+mod vault;
 
 pub use crate::session::{Ending, Scope};
 pub use control::{WorkerError, run};

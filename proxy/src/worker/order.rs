@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use handoff::ledger::{LedgerError, Segment};
+use handoff::vault::Depositor;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -58,6 +59,16 @@ pub(super) enum Order {
         ids: Vec<u64>,
         ending: Ending,
         answer: oneshot::Sender<u64>,
+    },
+    /// Deposits sessions with the keeper by this from now on, also those there are. `None`: with nobody.
+    DepositWith {
+        depositor: Option<Arc<Depositor>>,
+        answer: oneshot::Sender<()>,
+    },
+    /// The keeper does not keep this session.
+    TurnAway {
+        id: u64,
+        answer: oneshot::Sender<()>,
     },
     /// Stops up to `most` sessions, none of `but`, and answers with them and with when it began, nanoseconds. If nobody takes
     /// the answer, they go on.

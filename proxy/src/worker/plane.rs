@@ -235,6 +235,11 @@ impl Plane {
         take::run(take::Start { path, end, uid: own_uid(), generation: self.generation, lines, census })
     }
 
+    /// To the data threads, by number.
+    pub(super) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
     /// Resolves when no session is left.
     pub async fn emptied(&self) {
         self.census.emptied().await;

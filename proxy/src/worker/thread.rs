@@ -85,6 +85,7 @@ struct DataThread {
     /// What runs beside the accept loops: queues that are being emptied, probes.
     beside: TaskTracker,
     _beat: AbortOnDropHandle<()>,
+    _custody: AbortOnDropHandle<()>,
 }
 
 /// An accept loop, and how to stop it.
@@ -107,6 +108,12 @@ async fn beat(floor: Rc<Floor>) {
     }
 }
 
+/// Tells the keeper what it did not take at once.
+async fn keep_up(floor: Rc<Floor>) {
+    let _guard = AbortOnPanic;
+    floor.table().keep_up().await;
+}
+
 /// Nearer than most timeouts; 20 wake-ups a second cost nothing while sessions come.
 const BEAT: Duration = Duration::from_millis(50);
 
@@ -117,8 +124,9 @@ impl DataThread {
         let book = Book::lease(segments, generation, thread)?.ok_or(PlaneError::NoSegment)?;
         let floor = Rc::new(Floor::new(setup, book, census, usize::from(thread)));
         let beat = AbortOnDropHandle::new(tokio::task::spawn_local(beat(Rc::clone(&floor))));
+        let custody = AbortOnDropHandle::new(tokio::task::spawn_local(keep_up(Rc::clone(&floor))));
         let (acceptors, beside) = (HashMap::new(), TaskTracker::new());
-        Ok(Self { number: thread, generation, floor, acceptors, beside, _beat: beat })
+        Ok(Self { number: thread, generation, floor, acceptors, beside, _beat: beat, _custody: custody })
     }
 
     async fn obey_all(mut self, mut orders: mpsc::Receiver<Order>) {
@@ -141,6 +149,14 @@ impl DataThread {
             Order::Segments { segments, answer } => drop(answer.send(self.turn_to(segments))),
             Order::Measure { which, answer } => drop(answer.send(self.measure(&which))),
             Order::Close { ids, ending, answer } => drop(answer.send(table.close(&ids, ending))),
+            Order::DepositWith { depositor, answer } => {
+                table.deposit_with(self.number, depositor);
+                let _ = answer.send(());
+            }
+            Order::TurnAway { id, answer } => {
+                table.turn_away(id);
+                let _ = answer.send(());
+            }
             Order::Freeze { most, but, answer } => {
                 let begun = clock::exact_ns();
                 if let Err((unwanted, _)) = answer.send((table.freeze(most, &but), begun)) {

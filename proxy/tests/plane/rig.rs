@@ -84,6 +84,7 @@ pub(crate) fn listener(name: &str, sockets: &[&str], pool: &str) -> PlannedListe
         sockets: sockets.iter().map(|id| (*id).into()).collect(),
         pool: pool.into(),
         max_sessions: None,
+        survive_crash: false,
         tcp: TcpSettings {
             keepalive: Some(Keepalive { idle: 60 * second, interval: 15 * second, count: 4 }),
             user_timeout: Some(60 * second),

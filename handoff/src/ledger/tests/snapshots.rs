@@ -14,6 +14,8 @@ fn a_session_from_its_first_word_to_its_last() {
     let writer = writer(&ledger, 7, 3);
     let record = writer.claim(&opening(&segment, "[2001:db8::1]:5000")).unwrap();
     let mut expected = SessionSnapshot {
+        protection: 0,
+        marks: 0,
         id: 1,
         generation: 7,
         thread: 3,

@@ -13,10 +13,9 @@ use super::super::{Keepalive, Listener, TcpSettings, Timeouts};
 use super::bind::{self, Room, Traits, is_v6_wildcard};
 use super::{LONG, MOST_SESSIONS, NAME, is_name};
 
-const LATER: [&str; 16] = [
+const LATER: [&str; 15] = [
     "server_first",
     "preset",
-    "survive_crash",
     "max_sessions_per_client",
     "accept_rate",
     "allow",
@@ -56,6 +55,7 @@ pub(super) fn read(entry: &Entry<'_>, room: &mut Room, around: &Surroundings) ->
         // `int` of listen(2).
         backlog: section.take_or("backlog", 4096, |value| value.integer32(1..=i32::MAX.unsigned_abs())),
         max_sessions: section.take("max_sessions", |value| value.integer(1..=MOST_SESSIONS)),
+        survive_crash: section.take_or("survive_crash", false, Value::boolean),
         tcp: tcp(&mut section),
         timeouts: timeouts(&mut section),
     };

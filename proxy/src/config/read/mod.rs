@@ -82,6 +82,8 @@ fn runtime(root: &mut Section<'_>, around: &Surroundings) -> (Runtime, Place, Pl
         log_format: section.take_or("log_format", LogFormat::Text, |value| value.word(&LOG_FORMATS, &[])),
         on_keeper_death: section
             .take_or("on_keeper_death", OnKeeperDeath::Serve, |value| value.word(&ON_KEEPER_DEATH, &[])),
+        restart_backoff: section
+            .take_or("restart_backoff", Runtime::restart_backoff(), |value| value.duration_or_off(MILLISECOND..=HOUR)),
     };
     section.finish(&LATER_RUNTIME);
     (runtime, places.0, places.1)

@@ -29,6 +29,8 @@ pub enum Unfit {
     Socket(#[source] io::Error),
     #[error("one of its pipes is no pipe: {0}")]
     NoPipe(#[source] io::Error),
+    #[error("it can go on only by two pipes, which did not come or cannot be filled here")]
+    NoWay,
     #[error("{said} bytes should be in its pipe, {found} are")]
     Bytes { said: usize, found: usize },
 }
@@ -39,7 +41,7 @@ impl Engine {
         let Self { relay, client, backend, pipes, to_backend, .. } = self;
         let [to_backend_pipe, to_client_pipe] = pipes;
         let travels = |from: Side, pipe: Option<Pipe>| match pipe {
-            Some(pipe) if relay.in_pipe(from) > 0 => Some(pipe.into_reader()),
+            Some(pipe) if relay.in_pipe(from) > 0 || relay.only_splices() => Some(pipe.into_reader()),
             Some(pipe) => {
                 pipe.give_back();
                 None
@@ -57,10 +59,20 @@ impl Engine {
     pub(in crate::session) fn from_parts(parts: Parts) -> Result<Self, Unfit> {
         let Parts { relay, hand, client, backend, pipes, nagle_off } = parts;
         let [to_backend, to_client] = pipes;
-        let pipes =
+        let mut pipes =
             [adopted(to_backend, relay.in_pipe(Side::Client))?, adopted(to_client, relay.in_pipe(Side::Backend))?];
+        let is_shared = relay.only_splices();
+        if is_shared {
+            if pipes.iter().flatten().filter(|pipe| pipe.writer.is_some()).count() != 2 {
+                return Err(Unfit::NoWay);
+            }
+            pipes = pipes.map(|pipe| pipe.map(Pipe::owned));
+        }
+        let relay = Relay::from_state(relay, hand);
         Ok(Self {
-            relay: Relay::from_state(relay, hand),
+            marked: relay.marks(),
+            is_shared,
+            relay,
             client: Socket::register(client).map_err(Unfit::Socket)?,
             backend: Socket::register(backend).map_err(Unfit::Socket)?,
             pipes,

@@ -9,27 +9,28 @@ use super::{FULL_READS, Failure, Flow, Relay, SMALL_SPLICES, Side};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RelayState {
-    flows: [FlowState; 2],
-    failures: [Option<Failure>; 2],
-    first_end: Option<Side>,
-    first_failure: Option<(Side, Failure)>,
+    pub(super) only_splices: bool,
+    pub(super) flows: [FlowState; 2],
+    pub(super) failures: [Option<Failure>; 2],
+    pub(super) first_end: Option<Side>,
+    pub(super) first_failure: Option<(Side, Failure)>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-struct FlowState {
+pub(super) struct FlowState {
     /// Bytes in its pipe.
-    piped: usize,
-    ended: bool,
-    shut: bool,
-    splices: bool,
-    run: u8,
+    pub(super) piped: usize,
+    pub(super) ended: bool,
+    pub(super) shut: bool,
+    pub(super) splices: bool,
+    pub(super) run: u8,
 }
 
 impl Relay {
     /// What travels: the state, and the bytes in hand of each direction, the client's first.
     pub fn into_state(self) -> (RelayState, [Vec<u8>; 2]) {
-        let Self { flows, failures, first_end, first_failure } = self;
+        let Self { only_splices, flows, failures, first_end, first_failure } = self;
         let states = flows.each_ref().map(|flow| FlowState {
             piped: flow.piped,
             ended: flow.ended,
@@ -38,11 +39,11 @@ impl Relay {
             run: flow.run,
         });
         let hand = flows.map(|mut flow| flow.hand.split_off(flow.gone));
-        (RelayState { flows: states, failures, first_end, first_failure }, hand)
+        (RelayState { only_splices, flows: states, failures, first_end, first_failure }, hand)
     }
 
     pub fn from_state(state: RelayState, hand: [Vec<u8>; 2]) -> Self {
-        let RelayState { flows, failures, first_end, first_failure } = state;
+        let RelayState { only_splices, flows, failures, first_end, first_failure } = state;
         let [to_backend, to_client] = hand;
         let flow = |state: FlowState, hand: Vec<u8>| Flow {
             hand,
@@ -56,11 +57,16 @@ impl Relay {
         };
         let [client, backend] = flows;
         let flows = [flow(client, to_backend), flow(backend, to_client)];
-        Self { flows, failures, first_end, first_failure }
+        Self { only_splices, flows, failures, first_end, first_failure }
     }
 }
 
 impl RelayState {
+    /// Of a relay that only splices.
+    pub fn only_splices(&self) -> bool {
+        self.only_splices
+    }
+
     /// Bytes that it says are in the pipe of this direction.
     pub fn in_pipe(&self, from: Side) -> usize {
         self.flows[super::index(from)].piped

@@ -1,0 +1,80 @@
+//! A session that is to outlive its process (`survive_crash`): the keeper holds duplicates of both sockets and of the pipes
+//! through which all its bytes go. Without that it is served all the same, and its record says why it would not survive.
+
+use super::pipe::Pipe;
+use super::relaying::Relaying;
+use super::{Phase, Session, custody};
+use crate::config::ForcedClose;
+use crate::observe::reason::{Protection, Reason, Unprotected};
+
+impl Session {
+    /// Its backend is connected, and no byte has moved.
+    pub(super) fn protect(&self, relaying: &mut Relaying) {
+        if !self.terms.survive_crash {
+            return;
+        }
+        if custody::of_thread().is_full() {
+            return self.meter.protect(Protection::No(Unprotected::KeeperFull));
+        }
+        let Some(pipes) = Pipe::own_pair() else {
+            return self.meter.protect(Protection::No(Unprotected::NoPipe));
+        };
+        relaying.splice_only(pipes);
+        self.deposit(relaying);
+    }
+
+    /// Another keeper, or none, holds nothing of it.
+    pub(super) fn lose_protection(&self) {
+        if self.meter.protection() == Some(Protection::Deposited) {
+            self.meter.protect(Protection::No(Unprotected::KeeperAway));
+        }
+    }
+
+    /// Deposits it if that was not possible before. `false`: it still is not.
+    pub(super) fn catch_up(&self) -> bool {
+        let phase = self.phase.borrow();
+        let Phase::Relaying(relaying) = &*phase else { return true };
+        match self.meter.protection() {
+            Some(Protection::No(_)) => !custody::of_thread().is_full() && self.deposit(relaying),
+            _ => true,
+        }
+    }
+
+    /// It goes on here, from another worker or after a rest, in which nobody has looked after it.
+    pub(super) fn came_back(&self) {
+        if matches!(self.meter.protection(), Some(Protection::No(_))) {
+            custody::of_thread().await_room();
+        }
+    }
+
+    /// The keeper did not keep it. It goes on as any other.
+    pub(super) fn turned_away(&self) {
+        custody::of_thread().found_full();
+        self.meter.protect(Protection::No(Unprotected::KeeperFull));
+        if let Phase::Relaying(relaying) = &mut *self.phase.borrow_mut() {
+            relaying.splice_freely();
+        }
+    }
+
+    /// Says its end to its peers. Where others hold its sockets, whoever finds these after a crash must find why it ended,
+    /// and end it so.
+    pub(super) fn close(&self, relaying: Relaying, how: ForcedClose, reason: Reason) {
+        if !relaying.is_shared() {
+            relaying.close(how);
+            return self.over(reason);
+        }
+        self.over(reason);
+        relaying.close(how);
+        if let (Some(Protection::Deposited), Some(place)) = (self.meter.protection(), self.meter.place()) {
+            custody::of_thread().withdraw(self.meter.id(), place);
+        }
+    }
+
+    /// `false`: not now.
+    fn deposit(&self, relaying: &Relaying) -> bool {
+        let (Some(place), Some(belongings)) = (self.meter.place(), relaying.belongings()) else { return true };
+        let protection = custody::of_thread().deposit(self.meter.id(), place, belongings);
+        self.meter.protect(protection);
+        protection == Protection::Deposited
+    }
+}

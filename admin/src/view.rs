@@ -60,6 +60,9 @@ pub struct ListenerView {
     pub sessions: u64,
     /// True while a limit keeps it from accepting; connections wait in the backlog.
     pub paused: bool,
+    /// With `survive_crash`: sessions that would not outlive their worker for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unprotected: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -142,6 +145,10 @@ pub struct SessionRow {
     pub bytes_received: u64,
     /// To the client.
     pub bytes_sent: u64,
+    /// On a listener with `survive_crash`: `protected`, or why it would not outlive its worker: keeper_full keeper_stalled
+    /// keeper_away no_pipe
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<String>,
 }
 
 impl SessionRow {

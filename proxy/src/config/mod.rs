@@ -170,6 +170,17 @@ pub struct Listener {
     pub timeouts: Timeouts,
 }
 
+impl TcpSettings {
+    pub const DEFAULT: Self = Self {
+        keepalive: Some(Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(15), count: 4 }),
+        user_timeout: Some(Duration::from_secs(60)),
+    };
+}
+
+impl Timeouts {
+    pub const DEFAULT: Self = Self { idle: None, half_close: Some(Duration::from_secs(60)), max_lifetime: None };
+}
+
 /// Socket options of both sides of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpSettings {

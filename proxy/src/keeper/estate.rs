@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sockets::SocketFile;
 use super::state::{KeeperState, StateError};
+use super::vault::{InheritedVault, VaultNumbers};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Estate {
@@ -37,6 +38,9 @@ pub(super) struct Numbers {
     /// In the order of [`KeeperState::binaries`].
     pub binaries: Vec<RawFd>,
     pub links: Vec<LinkNumber>,
+    /// Only for a version that knows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vault: Option<VaultNumbers>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -117,6 +121,7 @@ pub(super) struct Inherited {
     pub segments: Vec<OwnedFd>,
     pub binaries: Vec<OwnedFd>,
     pub links: Vec<OwnedFd>,
+    pub vault: Option<InheritedVault>,
 }
 
 impl Inherited {
@@ -129,6 +134,7 @@ impl Inherited {
             segments: numbers.segments.iter().map(|number| legacy.take(*number)).collect::<Result<_, _>>()?,
             binaries: numbers.binaries.iter().map(|number| legacy.take(*number)).collect::<Result<_, _>>()?,
             links: numbers.links.iter().map(|link| legacy.take(link.number)).collect::<Result<_, _>>()?,
+            vault: numbers.vault.as_ref().map(|vault| InheritedVault::take(legacy, vault)).transpose()?,
         })
     }
 }

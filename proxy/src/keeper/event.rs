@@ -6,7 +6,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::link::Link;
 use super::next::{Next, NotNext};
+use super::preflight::Passport;
 use super::reaper::Exit;
+use super::recover::Recovered;
 use super::spawn::{Progress, Ready, SpawnError};
 use super::takeover::{Offered, Survivors, Told};
 use super::upgrade::Probed;
@@ -87,12 +89,14 @@ pub(super) enum Event {
         generation: u32,
         reply: oneshot::Sender<Link>,
     },
+    /// Sessions of a dead worker were given to another.
+    Recovered(Box<Recovered>),
     /// The delay of a shutdown is over.
     StopAccepting,
     /// The new binary was shown the keeper's state, and says whether it can go on from there.
     Vetted {
         upgrade: u64,
-        vetted: Result<(), String>,
+        vetted: Result<Passport, String>,
     },
     /// A worker could not be told what is in force.
     Untold,

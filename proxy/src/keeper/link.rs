@@ -64,6 +64,7 @@ enum Request {
     Rest(Reply<(OwnedFd, Rest)>),
     Door(OwnedFd, Reply<()>),
     Path(PathEnd, Reply<()>),
+    Vault(OwnedFd, Reply<()>),
 }
 
 /// One end of a path on which sessions go from one generation to another.
@@ -162,6 +163,11 @@ impl Link {
     /// Gives the worker one end of a path. What becomes of it is a notice.
     pub(super) async fn path(&self, end: PathEnd) -> Result<(), LinkError> {
         self.ask("a path", |reply| Request::Path(end, reply)).await
+    }
+
+    /// Gives the worker the end by which it leaves sessions with us.
+    pub(super) async fn vault(&self, end: OwnedFd) -> Result<(), LinkError> {
+        self.ask("a vault", |reply| Request::Vault(end, reply)).await
     }
 
     /// A word between keepers.
@@ -296,6 +302,7 @@ impl Line {
             Request::Path(PathEnd { id, role, other, end }, reply) => {
                 done(self.predecessor.send(Down::Path { id, role, other, fd: end.as_fd() }).await, reply)?;
             }
+            Request::Vault(end, reply) => done(self.predecessor.send(Down::Vault(end.as_fd())).await, reply)?,
             Request::Door(door, reply) => done(self.predecessor.send(Down::Door(door.as_fd())).await, reply)?,
             Request::Segment(index, fd, reply) => {
                 done(self.predecessor.send(Down::Segment { index, fd: fd.as_fd() }).await, reply)?;

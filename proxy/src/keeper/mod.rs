@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 mod attach;
 mod backoff;
+mod blame;
 mod budget;
 mod commands;
 mod door;
@@ -30,6 +31,7 @@ mod pinned;
 mod pools;
 mod preflight;
 mod reaper;
+mod recover;
 mod reexec;
 mod reload;
 mod restart;
@@ -44,6 +46,7 @@ mod state_dir;
 mod surroundings;
 mod takeover;
 mod upgrade;
+mod vault;
 
 pub use next::{Loaded, load};
 pub use preflight::answer as answer_preflight;

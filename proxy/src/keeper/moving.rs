@@ -66,6 +66,14 @@ impl Default for Moving {
     }
 }
 
+impl Moving {
+    /// Of a path that is none between generations.
+    pub(super) fn number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
 impl Moved {
     pub(super) fn add(&mut self, other: Self) {
         self.moved += other.moved;

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::backoff::Backoff;
+use super::blame::Blame;
 use super::drains::DrainInForce;
 use super::event::{Caller, Event};
 use super::generation::Generation;
@@ -24,6 +25,7 @@ use super::notify::Notify;
 use super::pinned::Pinned;
 use super::pools::Pools;
 use super::reaper::Reaper;
+use super::recover::Recovery;
 use super::reexec::Replacement;
 use super::restart::Restart;
 use super::run::{RunError, SharedScene};
@@ -31,6 +33,7 @@ use super::sockets::Sockets;
 use super::state::KeeperState;
 use super::takeover::{Apprentice, Bequest, Inheritance};
 use super::upgrade::{Nascent, Previous, Reports, SILENCE, Upgrade};
+use super::vault::Vault;
 use crate::config::Config;
 use crate::observe::events::{Events, Happened};
 use crate::observe::scene::{Scene, Standing};
@@ -85,6 +88,10 @@ pub(super) struct Keeper {
     pub generations: BTreeMap<u32, Generation>,
     /// Sessions on their way between them.
     pub moving: Moving,
+    /// What workers have left against their own death.
+    pub vault: Vault,
+    pub recovery: Recovery,
+    pub blame: Blame,
     /// Of listeners and backends.
     pub drains: Vec<DrainInForce>,
     pub last_generation: u32,
@@ -186,6 +193,9 @@ impl Keeper {
             notify: Notify::from_environment(),
             generations: BTreeMap::new(),
             moving: Moving::default(),
+            vault: Vault::default(),
+            recovery: Recovery::default(),
+            blame: Blame::default(),
             drains: Vec::new(),
             last_generation: 0,
             serving: None,
@@ -279,6 +289,7 @@ impl Keeper {
 
     async fn turn(&mut self, event: Event) -> Option<Ended> {
         self.handle(event).await;
+        self.recover();
         self.remember();
         self.publish();
         self.tell_manager();
@@ -308,6 +319,7 @@ impl Keeper {
             Event::Noticed { generation, notice } => self.noticed(generation, notice).await,
             Event::PathLost { generation, path, why } => self.path_lost(generation, path, &why).await,
             Event::LinkOf { generation, reply } => self.tell_link(generation, reply),
+            Event::Recovered(recovered) => self.recovered(*recovered),
             Event::StopAccepting => self.stop_accepting().await,
             Event::Untold => self.untold(),
             Event::Vetted { upgrade, vetted } => self.vetted(upgrade, vetted),
@@ -345,6 +357,8 @@ impl Keeper {
             // The ledger is another keeper's.
             return;
         }
+        self.measure_vault();
+        self.vault.sweep(&self.ledger);
         self.look_after_moves(now).await;
         self.look_after_drains();
         let spare = u32::try_from(self.config().runtime.max_sessions / 8).unwrap_or(u32::MAX).max(16);

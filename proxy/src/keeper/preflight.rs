@@ -45,6 +45,13 @@ impl Passport {
     }
 }
 
+impl Passport {
+    /// Whether it knows what workers leave with a keeper.
+    pub(super) fn knows_vaults(&self) -> bool {
+        self.handoff.max >= 3
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PreflightError {
     #[error("{path} cannot be started: {source}")]
@@ -104,14 +111,16 @@ pub(super) async fn passport(pinned: &Pinned, reaper: &Reaper, deadline: Instant
     Ok(passport)
 }
 
-/// Whether this binary can go on as the keeper from what is in the file. Changes nothing.
-pub(super) async fn can_go_on(pinned: &Pinned, estate: OwnedFd, reaper: &Reaper) -> Result<(), String> {
+/// Whether this binary can go on as the keeper from what is in the file, and what it is. Changes nothing.
+pub(super) async fn can_go_on(pinned: &Pinned, estate: OwnedFd, reaper: &Reaper) -> Result<Passport, String> {
     let token = format!("{:016x}", fastrand::u64(..));
     let mut command = pinned.command().map_err(|error| error.to_string())?;
     command.args(["--preflight", &token, "--state", "0"]).stdin(Stdio::from(estate));
     let ran = execute(command, reaper, Instant::now() + ANSWER).await.map_err(|error| error.to_string())?;
     match ran.exit {
-        Some(Exit::Status(0)) if ran.said().contains(&token) => Ok(()),
+        Some(Exit::Status(0)) if ran.said().contains(&token) => {
+            serde_json::from_slice(&ran.out).map_err(|error| format!("its answer cannot be read: {error}"))
+        }
         Some(Exit::Status(USAGE)) => Err("it is of a version that cannot take over from a running keeper".into()),
         Some(exit) => Err(format!("its preflight with our state {exit}: {}", ran.said())),
         None => Err(format!("its preflight with our state did not end within {} s", ANSWER.as_secs())),

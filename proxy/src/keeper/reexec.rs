@@ -21,7 +21,7 @@ use super::event::Event;
 use super::link::{Link, LinkError};
 use super::owner::{Ended, Keeper};
 use super::pinned::Pinned;
-use super::preflight;
+use super::preflight::{self, Passport};
 use super::state::KeeperState;
 use super::state_dir::StateDir;
 use crate::observe::events::Happened;
@@ -31,6 +31,8 @@ use crate::observe::scene::Standing;
 #[derive(Debug)]
 pub(super) struct Replacement {
     report: UpgradeReport,
+    /// It can go on with what workers have deposited.
+    knows_vaults: bool,
 }
 
 /// For answers of workers that are still awaited.
@@ -69,17 +71,19 @@ impl Keeper {
     }
 
     /// The new binary has said whether it can go on from here.
-    pub(super) fn vetted(&mut self, id: u64, vetted: Result<(), String>) {
+    pub(super) fn vetted(&mut self, id: u64, vetted: Result<Passport, String>) {
         let asked = self.upgrade.as_mut().filter(|upgrade| upgrade.id == id);
         let Some(mut report) = asked.and_then(|upgrade| upgrade.vetting.take()) else { return };
-        if let Err(why) = vetted.and_then(|()| self.may_be_replaced().map_err(str::to_owned)) {
-            return self.not_replaced(report, &why);
-        }
+        let vetted = vetted.and_then(|passport| self.may_be_replaced().map(|()| passport).map_err(str::to_owned));
+        let passport = match vetted {
+            Ok(passport) => passport,
+            Err(why) => return self.not_replaced(report, &why),
+        };
         report.keeper = "upgraded".into();
         tracing::info!(upgrade = report.id, sha256 = self.pinned.sha256, "the keeper becomes the new version");
         self.reports.keep(report.clone());
         self.finish_upgrade(Line::Reconnect { upgrade: report.id });
-        self.replacement = Some(Replacement { report });
+        self.replacement = Some(Replacement { report, knows_vaults: passport.knows_vaults() });
     }
 
     /// The upgrade after which this keeper is being replaced.
@@ -108,14 +112,18 @@ impl Keeper {
     fn may_be_replaced(&self) -> Result<(), &'static str> {
         match self.standing {
             Standing::ShuttingDown => Err("proxyd is shutting down"),
+            _ if self.is_recovering() => Err("sessions of a worker that died are on their way to another"),
             _ if self.serving.is_none() => Err("a worker has died meanwhile and is being restarted"),
             _ => Ok(()),
         }
     }
 
     /// Everything that is needed to go on, and the descriptors it names that are not held elsewhere.
-    fn estate(&self, rests: Rests, doors: &Doors, lock: &StateDir, lines: u64) -> Legacy {
+    fn estate(&self, rests: Rests, doors: &Doors, lock: &StateDir, lines: u64) -> io::Result<Legacy> {
         let (state, binaries) = self.state();
+        let knows_vaults = self.replacement.as_ref().is_some_and(|replacement| replacement.knows_vaults);
+        // Of one that does not know it, nothing may be left open for it.
+        let (vault, vault_ends) = knows_vaults.then(|| self.vault.leave()).transpose()?.unzip();
         let (admin, metrics, admin_file) = doors.sockets();
         let socket = |(entry, fd, file): (&handoff::manifest::Entry, &OwnedFd, Option<&super::sockets::SocketFile>)| {
             SocketNumber { entry: entry.clone(), number: number(fd), file: file.cloned() }
@@ -129,10 +137,11 @@ impl Keeper {
             segments: self.ledger.segments().iter().map(|segment| number(&segment.descriptor())).collect(),
             binaries: binaries.iter().map(|binary| number(&binary.image())).collect(),
             links: link_numbers(&rests),
+            vault,
         };
         let events = self.happenings.since(state.last_event.saturating_sub(EVENTS as u64));
-        let channels = rests.into_iter().map(|(_, fd, _)| fd).collect();
-        Legacy { estate: Estate { state, numbers, events, log_lines_dropped: lines }, channels, binaries }
+        let channels = rests.into_iter().map(|(_, fd, _)| fd).chain(vault_ends.into_iter().flatten()).collect();
+        Ok(Legacy { estate: Estate { state, numbers, events, log_lines_dropped: lines }, channels, binaries })
     }
 }
 
@@ -177,7 +186,7 @@ async fn vet(
     links: Vec<(u32, Link)>,
     pinned: &Pinned,
     reaper: &super::reaper::Reaper,
-) -> Result<(), String> {
+) -> Result<Passport, String> {
     tracing::debug!(upgrade, "the new binary is shown the keeper's state");
     let links = link_numbers(&rests(links).await?);
     // The other numbers are of no interest to one that only looks.
@@ -190,6 +199,7 @@ async fn vet(
         segments: Vec::new(),
         binaries: Vec::new(),
         links,
+        vault: None,
     };
     let estate = Estate { state, numbers, events: Vec::new(), log_lines_dropped: 0 };
     let sealed = estate.sealed().map_err(|error| error.to_string())?;
@@ -215,7 +225,7 @@ pub(super) async fn replace(
     match failed {
         Ok(ended) => ended,
         Err(why) => {
-            if let Some(Replacement { report }) = keeper.replacement.take() {
+            if let Some(Replacement { report, .. }) = keeper.replacement.take() {
                 keeper.not_replaced(report, &why);
             }
             None
@@ -251,7 +261,8 @@ async fn attempt(
             return Ok(Some(ended));
         }
     };
-    let Legacy { estate, channels, binaries } = keeper.estate(rests, doors, lock, lines);
+    let estate = keeper.estate(rests, doors, lock, lines).map_err(|error| error.to_string())?;
+    let Legacy { estate, channels, binaries } = estate;
     let sealed = estate.sealed().map_err(|error| error.to_string())?;
     let mut kept = vec![lock.lock(), sealed.as_fd()];
     kept.extend(doors.descriptors());
@@ -259,8 +270,13 @@ async fn attempt(
     kept.extend(keeper.ledger.segments().iter().map(|segment| segment.descriptor()));
     kept.extend(binaries.iter().map(|binary| binary.image()));
     kept.extend(channels.iter().map(AsFd::as_fd));
-    let _inheritable = Inheritable::make(kept).map_err(|error| error.to_string())?;
-    match execute(&keeper.pinned, &sealed) {
+    let takes_vault = estate.numbers.vault.is_some();
+    let failed = keeper.vault.lend_all(|held| {
+        let held = held.into_iter().filter(|_| takes_vault);
+        let _inheritable = Inheritable::make(kept.into_iter().chain(held).collect())?;
+        execute(&keeper.pinned, &sealed)
+    });
+    match failed {
         Ok(never) => match never {},
         Err(error) => Err(format!("execve: {error}")),
     }

@@ -215,6 +215,9 @@ impl Keeper {
         };
         self.generations.insert(generation, known);
         self.watch(generation, child, &link);
+        if !is_foreign {
+            self.open_vault(generation, &link);
+        }
         if !is_foreign && self.apprentice.is_none() {
             self.open_door(generation, &link);
         }
@@ -323,7 +326,7 @@ impl Keeper {
     }
 
     fn retry(&mut self, served_since: Option<tokio::time::Instant>) {
-        let wait = self.backoff.next(served_since);
+        let wait = self.backoff.next(served_since).min(self.config().runtime.restart_backoff.unwrap_or_default());
         if wait == Duration::ZERO {
             self.start_worker();
             return;
@@ -352,8 +355,12 @@ impl Keeper {
             }
             _ => (Reason::WorkerCrashed, None),
         };
+        // Those that are ended on purpose do not go on.
+        let is_over = reason != Reason::WorkerCrashed || self.apprentice.is_some() || self.closing;
+        let outliving = self.outliving(id, exit, is_over);
         let writer = &self.writer;
-        self.ledger.bury(id, &mut |session| count_lost(writer, session, reason, cause));
+        let keep = |session: u64| outliving.contains(&session);
+        self.ledger.bury_but(id, &keep, &mut |session| count_lost(writer, session, reason, cause));
     }
 }
 

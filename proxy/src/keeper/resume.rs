@@ -23,6 +23,7 @@ use super::run::RunError;
 use super::sockets::Sockets;
 use super::state::{GenerationState, KeeperState, PreviousState, instant_of};
 use super::upgrade::Previous;
+use super::vault::InheritedVault;
 use crate::observe::events::{Events, Happened};
 use crate::observe::scene::Standing;
 
@@ -33,6 +34,7 @@ pub(super) struct Held {
     pub segments: Vec<OwnedFd>,
     pub binaries: Vec<OwnedFd>,
     pub links: Vec<OwnedFd>,
+    pub vault: Option<InheritedVault>,
 }
 
 impl Keeper {
@@ -70,6 +72,10 @@ impl Keeper {
         keeper.recall(state);
         let previous = state.previous.as_ref();
         keeper.previous = previous.and_then(|before| before.previous(binaries.get(before.binary)?.clone()));
+        if let Some(vault) = held.vault {
+            keeper.measure_vault();
+            keeper.vault.resume(vault);
+        }
         for (link, fd) in numbers.links.iter().zip(held.links) {
             let found = state.generations.iter().find(|generation| generation.id == link.generation);
             let known = found.ok_or_else(|| missing(format!("generation {}", link.generation)))?;
@@ -122,6 +128,9 @@ impl Keeper {
             is_stopping: false,
         };
         self.generations.insert(known.id, generation);
+        if !self.vault.hears(known.id) {
+            self.open_vault(known.id, &link);
+        }
         self.watch(known.id, child, &link);
     }
 }

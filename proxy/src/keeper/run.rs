@@ -184,8 +184,9 @@ impl Service {
         let log = log::start(config.config.runtime.log, config.config.runtime.log_format);
         let inherited = Inherited::take(&mut legacy, &estate.numbers)?;
         let (events, inbox) = mpsc::channel(EVENTS);
-        let Inherited { lock, admin, metrics, sockets, segments, binaries, links } = inherited;
-        let keeper = Keeper::resume(&estate, config, Held { sockets, segments, binaries, links }, events)?;
+        let Inherited { lock, admin, metrics, sockets, segments, binaries, links, vault } = inherited;
+        let held = Held { sockets, segments, binaries, links, vault };
+        let keeper = Keeper::resume(&estate, config, held, events)?;
         let (door, around) = stand_around(&keeper, &log, estate.log_lines_dropped)?;
         let path = socket::adopt_path(&keeper.config().admin.socket, estate.numbers.admin_file);
         let doors = Doors::of(admin, metrics, path, door.clone());

@@ -68,6 +68,7 @@ impl Keeper {
         let listeners = self.config().listeners.iter();
         listeners
             .map(|(name, listener)| ListenerScene {
+                survive_crash: listener.survive_crash,
                 name: name.clone(),
                 bind: listener.bind.iter().map(ToString::to_string).collect(),
                 pool: self.pools.route(name).unwrap_or(&listener.pool).into(),

@@ -7,8 +7,8 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{Encoder, Registry, TextEncoder};
 
 use super::names::{self, keeper, process};
-use super::reason::{Cause, ConnectFailure, Paused, Reason};
-use super::scene::{Scene, now_ms, seconds_between};
+use super::reason::{Cause, ConnectFailure, Paused, Reason, Unprotected};
+use super::scene::{Scene, now_ms, seconds_between, unprotected};
 
 /// The text of `/metrics`.
 pub fn exposition(scene: &Scene, registry: &Registry) -> String {
@@ -150,6 +150,12 @@ impl Sheet {
                 "Sessions that went on in another generation, and those that were left where they were at first.",
                 keeper::MOVED,
             ),
+            (
+                "proxyd_sessions_recovered_total",
+                "result",
+                "Sessions of workers that died, which went on in another one or were lost although they could have.",
+                keeper::RECOVERED,
+            ),
         ] {
             for word in counted.labels {
                 let value = counted.cell(word).map_or(0, |index| cell(name, index));
@@ -195,6 +201,14 @@ impl Sheet {
         for ((pool, backend), active) in by_backend {
             let labels = [("pool", pool), ("backend", backend)];
             self.gauge("proxyd_backend_sessions_active", "Live sessions of the backend.", &labels, active as f64);
+        }
+        for listener in scene.listeners.iter().filter(|listener| listener.survive_crash) {
+            for why in Unprotected::ALL {
+                let labels = [("listener", listener.name.as_str()), ("why", why.word())];
+                let help = "Sessions of a listener with survive_crash that would not outlive their worker, by why.";
+                let sessions = unprotected(sessions, &listener.name, Some(*why));
+                self.gauge("proxyd_sessions_unprotected", help, &labels, sessions as f64);
+            }
         }
         let now_ms = now_ms();
         for generation in &scene.generations {

@@ -135,6 +135,8 @@ pub mod keeper {
     pub const RESTARTS: Counted = Counted { first: 16, labels: &["exit", "signal", "unknown"] };
     /// In the rest of the room of the one before: what an older version has made has no more cells.
     pub const MOVED: Counted = Counted { first: 20, labels: &["moved", "left"] };
+    /// In the rest of that.
+    pub const RECOVERED: Counted = Counted { first: 22, labels: &["recovered", "lost"] };
     /// Steps of an upgrade, each with a histogram.
     pub const STEPS: &[&str] = &["preflight", "spawn", "offer", "ready", "commit", "probation", "move", "finish"];
     const GAP_SECONDS: u32 = 24;
@@ -172,7 +174,7 @@ pub mod keeper {
     /// Whether every list ends before the next cells begin.
     const _: () = {
         assert!(UPGRADES.labels.len() <= 8 && RELOADS.labels.len() <= 8);
-        assert!(RESTARTS.labels.len() <= 4 && MOVED.labels.len() <= 4);
+        assert!(RESTARTS.labels.len() <= 4 && MOVED.labels.len() <= 2 && RECOVERED.labels.len() <= 2);
         assert!(STEPS.len() <= 15);
     };
 }

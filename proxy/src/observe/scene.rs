@@ -12,6 +12,7 @@ use admin::view::{
 use handoff::ledger::{Phase, Segment, SessionSnapshot, sessions, totals};
 
 use super::names;
+use super::reason::{Protection, Unprotected};
 use crate::config::plan::{BackendAdmin, PlannedPool};
 
 #[derive(Debug, Clone)]
@@ -66,6 +67,8 @@ pub struct GenerationScene {
 
 #[derive(Debug, Clone)]
 pub struct ListenerScene {
+    /// Its sessions are to outlive their worker.
+    pub survive_crash: bool,
     pub name: String,
     pub bind: Vec<String>,
     pub pool: String,
@@ -119,6 +122,7 @@ impl Scene {
             pool: listener.pool.clone(),
             sessions: count(sessions, |session| session.listener == listener.name),
             paused: paused.contains(&listener.name),
+            unprotected: listener.survive_crash.then(|| unprotected(sessions, &listener.name, None)),
         };
         self.listeners.iter().map(view).collect()
     }
@@ -173,6 +177,14 @@ fn count(sessions: &[SessionSnapshot], is: impl Fn(&SessionSnapshot) -> bool) ->
     sessions.iter().filter(|session| session.phase != Phase::Closed && is(session)).count() as u64
 }
 
+/// Sessions of a listener that would not outlive their worker, all or for one reason.
+pub(super) fn unprotected(sessions: &[SessionSnapshot], listener: &str, why: Option<Unprotected>) -> u64 {
+    count(sessions, |session| match Protection::of_code(session.protection) {
+        Some(Protection::No(its)) => session.listener == listener && why.is_none_or(|why| why == its),
+        _ => false,
+    })
+}
+
 fn row(session: &SessionSnapshot, now_ms: u64) -> SessionRow {
     let address = |address: Option<SocketAddr>, none: &str| address.map_or_else(|| none.into(), |a| a.to_string());
     SessionRow {
@@ -193,6 +205,7 @@ fn row(session: &SessionSnapshot, now_ms: u64) -> SessionRow {
         idle_seconds: seconds_between(session.last_byte_ms.max(session.opened_ms), now_ms),
         bytes_received: session.received,
         bytes_sent: session.sent,
+        protection: Protection::of_code(session.protection).map(|protection| protection.word().into()),
     }
 }
 

@@ -60,6 +60,11 @@ impl Tally {
         self.observe(Some(keeper::PAUSE), seconds);
     }
 
+    /// Sessions of dead workers: `recovered` in another one, or `lost`.
+    pub fn recovered(&self, result: &str, sessions: u64) {
+        self.add(keeper::RECOVERED.cell(result), sessions);
+    }
+
     fn observe(&self, histogram: Option<keeper::Histogram>, seconds: f64) {
         for (cell, n) in histogram.iter().flat_map(|histogram| histogram.adds(seconds)) {
             self.add(Some(cell), n);

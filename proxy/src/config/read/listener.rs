@@ -76,7 +76,7 @@ fn timeouts(section: &mut Section<'_>) -> Timeouts {
     let mut timeout = |key, default| section.take_or(key, default, |value| value.duration_or_off(MILLISECOND..=LONG));
     Timeouts {
         idle: timeout("idle_timeout", None),
-        half_close: timeout("half_close_timeout", Some(Duration::from_secs(60))),
+        half_close: timeout("half_close_timeout", Timeouts::DEFAULT.half_close),
         max_lifetime: timeout("max_lifetime", None),
     }
 }
@@ -86,7 +86,7 @@ fn tcp(section: &mut Section<'_>) -> TcpSettings {
         keepalive: section.take_or("keepalive", Some(KEEPALIVE), |value| {
             if value.is_off() { Some(None) } else { keepalive(value).map(Some) }
         }),
-        user_timeout: section.take_or("user_timeout", Some(Duration::from_secs(60)), |value| {
+        user_timeout: section.take_or("user_timeout", TcpSettings::DEFAULT.user_timeout, |value| {
             value.duration_or_off(MILLISECOND..=LONGEST_USER_TIMEOUT)
         }),
     }

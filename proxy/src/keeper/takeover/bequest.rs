@@ -83,6 +83,8 @@ impl Keeper {
             "another installation has taken over; this one ends with its last worker"
         );
         self.retire_standby().await;
+        // The heir is given all anew.
+        self.vault.clear();
         let heir = self.serving.take();
         for generation in self.generations.values() {
             generation.link.sever();

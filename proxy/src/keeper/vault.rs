@@ -1,0 +1,300 @@
+//! What workers have deposited: duplicates of the sockets and pipes of their sessions, by the id of the session. A task for
+//! each worker hears its deposits and withdrawals; when the worker dies, what it had still said is heard first.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::{Rc, Weak};
+
+use handoff::ledger::{Ledger, Place};
+use handoff::os::Legacy;
+use handoff::vault::{self, Belongings, Custodian, Owed, VaultError, Word};
+use rustix::process::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::estate::number;
+use super::link::Link;
+use super::owner::Keeper;
+
+/// A clone is a handle to the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Vault(Rc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    held: RefCell<HashMap<u64, Vaulted>>,
+    /// With whoever gives them to a worker.
+    lent: RefCell<HashMap<u64, Place>>,
+    /// By generation.
+    channels: RefCell<BTreeMap<u32, Channel>>,
+    /// Sessions for which there are descriptors.
+    most: Cell<usize>,
+}
+
+/// One session's.
+#[derive(Debug)]
+pub(super) struct Vaulted {
+    /// Of its record.
+    pub place: Place,
+    pub belongings: Belongings,
+}
+
+#[derive(Debug)]
+struct Channel {
+    custodian: Rc<Custodian>,
+    _hears: AbortOnDropHandle<()>,
+}
+
+/// Words that are heard in a row before others have their turn.
+const IN_A_ROW: usize = 64;
+
+/// Descriptors the keeper keeps for itself, beside its listening sockets (twice: a new generation gets duplicates) and
+/// segments: admin connections, children and their pipes, paths.
+const OWN: u64 = 256;
+
+impl Keeper {
+    /// A worker that can leave its sessions with us is given the means to.
+    pub(super) fn open_vault(&mut self, id: u32, link: &Link) {
+        if !link.knows_paths() {
+            return;
+        }
+        self.measure_vault();
+        let opened = vault::pair().and_then(|(ours, theirs)| Ok((Custodian::new(ours)?, theirs)));
+        match opened {
+            Ok((custodian, theirs)) => {
+                self.vault.attend(id, custodian);
+                let link = link.clone();
+                self.tasks.spawn_local(async move {
+                    if let Err(error) = link.vault(theirs).await {
+                        tracing::warn!(generation = id, %error, "its sessions would not survive a crash");
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(generation = id, %error, "its sessions would not survive a crash"),
+        }
+    }
+
+    /// What the limit of descriptors leaves.
+    pub(super) fn measure_vault(&self) {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let taken = 2 * self.sockets.held().count() + self.ledger.segments().len();
+        let left = limit.saturating_sub(OWN).saturating_sub(taken as u64);
+        self.vault.0.most.set(usize::try_from(left / 4).unwrap_or(usize::MAX));
+    }
+}
+
+impl Vault {
+    /// Hears a worker from now on; a channel that it had before is no more.
+    pub(super) fn attend(&self, generation: u32, custodian: Custodian) {
+        let custodian = Rc::new(custodian);
+        let hearing = hear(Rc::downgrade(&self.0), generation, Rc::clone(&custodian));
+        let hears = AbortOnDropHandle::new(tokio::task::spawn_local(hearing));
+        self.0.channels.borrow_mut().insert(generation, Channel { custodian, _hears: hears });
+    }
+
+    /// A worker is dead: hears what it had still said.
+    pub(super) fn drain(&self, generation: u32) {
+        let Some(Channel { custodian, .. }) = self.0.channels.borrow_mut().remove(&generation) else { return };
+        while let Ok(Some(word)) = custodian.try_next() {
+            self.0.take(word, &custodian);
+        }
+    }
+
+    /// Sessions that are held, and those that are lent.
+    pub(super) fn places(&self) -> Vec<(u64, Place)> {
+        let held = self.0.held.borrow();
+        let held = held.iter().map(|(id, vaulted)| (*id, vaulted.place));
+        held.chain(self.0.lent.borrow().iter().map(|(id, place)| (*id, *place))).collect()
+    }
+
+    /// Looks at what is held of a session.
+    pub(super) fn with<T>(&self, id: u64, look: impl FnOnce(&Belongings) -> T) -> Option<T> {
+        self.0.held.borrow().get(&id).map(|vaulted| look(&vaulted.belongings))
+    }
+
+    /// Takes it out, for good.
+    pub(super) fn take_out(&self, id: u64) -> Option<Belongings> {
+        self.0.held.borrow_mut().remove(&id).map(|vaulted| vaulted.belongings)
+    }
+
+    /// Takes it out for a while.
+    pub(super) fn lend(&self, id: u64) -> Option<Vaulted> {
+        let vaulted = self.0.held.borrow_mut().remove(&id)?;
+        self.0.lent.borrow_mut().insert(id, vaulted.place);
+        Some(vaulted)
+    }
+
+    pub(super) fn give_back(&self, id: u64, vaulted: Vaulted) {
+        self.0.lent.borrow_mut().remove(&id);
+        self.0.held.borrow_mut().insert(id, vaulted);
+    }
+
+    /// Closes what belongs to sessions that are no more: their worker could not say so.
+    pub(super) fn sweep(&self, ledger: &Ledger) {
+        self.0.held.borrow_mut().retain(|id, vaulted| ledger.whereabouts(vaulted.place, *id).is_some());
+    }
+
+    /// Another keeper is the one to hold them.
+    pub(super) fn clear(&self) {
+        self.0.channels.take();
+        self.0.held.take();
+    }
+}
+
+impl Shared {
+    fn take(&self, word: Word, custodian: &Custodian) {
+        match word {
+            Word::Deposit(deposit, belongings) => {
+                let mut held = self.held.borrow_mut();
+                let is_known = held.contains_key(&deposit.id);
+                if !is_known && held.len() + self.lent.borrow().len() >= self.most.get() {
+                    // Closed before the worker hears of it.
+                    drop(belongings);
+                    return custodian.refuse(&deposit);
+                }
+                held.insert(deposit.id, Vaulted { place: deposit.place, belongings });
+                custodian.keep();
+            }
+            Word::Spilled(deposit) => custodian.refuse(&deposit),
+            Word::Withdraw { id, place } => {
+                let mut held = self.held.borrow_mut();
+                if held.get(&id).is_some_and(|vaulted| vaulted.place == place) {
+                    held.remove(&id);
+                }
+            }
+        }
+    }
+}
+
+/// Until the channel ends. What is held stays: whether its sessions live is not said by that.
+async fn hear(shared: Weak<Shared>, generation: u32, custodian: Rc<Custodian>) {
+    let error = loop {
+        if let Err(error) = hear_some(&shared, &custodian).await {
+            break error;
+        }
+        tokio::task::yield_now().await;
+    };
+    match error {
+        VaultError::Gone => tracing::debug!(generation, "nothing more is deposited"),
+        error => tracing::warn!(generation, %error, "nothing more is deposited"),
+    }
+    let Some(shared) = shared.upgrade() else { return };
+    let mut channels = shared.channels.borrow_mut();
+    if channels.get(&generation).is_some_and(|channel| Rc::ptr_eq(&channel.custodian, &custodian)) {
+        // Together with the end of this task.
+        channels.remove(&generation);
+    }
+}
+
+async fn hear_some(shared: &Weak<Shared>, custodian: &Custodian) -> Result<(), VaultError> {
+    let is_settled = custodian.settle()?;
+    let word = tokio::select! {
+        word = custodian.next() => word?,
+        writable = custodian.writable(), if !is_settled => return Ok(writable?),
+    };
+    let Some(shared) = shared.upgrade() else { return Err(VaultError::Gone) };
+    shared.take(word, custodian);
+    for _ in 1..IN_A_ROW {
+        let Some(word) = custodian.try_next()? else { break };
+        shared.take(word, custodian);
+    }
+    Ok(())
+}
+
+/// A vault that another image of the keeper is to go on with: everything by the number of its descriptor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct VaultNumbers {
+    channels: Vec<ChannelNumber>,
+    held: Vec<VaultedNumber>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ChannelNumber {
+    generation: u32,
+    number: i32,
+    owed: Owed,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct VaultedNumber {
+    id: u64,
+    place: Place,
+    /// Client, backend, the pipe of the client's bytes, that of the backend's.
+    numbers: [i32; 4],
+}
+
+impl Vault {
+    /// For another image of this process; and the descriptors of the channels, to be kept open until then.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub(super) fn leave(&self) -> io::Result<(VaultNumbers, Vec<OwnedFd>)> {
+        let (mut channels, mut ends) = (Vec::new(), Vec::new());
+        for (generation, channel) in self.0.channels.borrow().iter() {
+            let (end, owed) = channel.custodian.leave()?;
+            channels.push(ChannelNumber { generation: *generation, number: number(&end), owed });
+            ends.push(end);
+        }
+        let held = self.0.held.borrow();
+        let held = held.iter().map(|(id, Vaulted { place, belongings })| {
+            let Belongings { client, backend, pipes: [up, down] } = belongings;
+            VaultedNumber { id: *id, place: *place, numbers: [client, backend, up, down].map(number) }
+        });
+        Ok((VaultNumbers { channels, held: held.collect() }, ends))
+    }
+
+    /// Calls `with` with every descriptor that is held.
+    pub(super) fn lend_all<T>(&self, with: impl FnOnce(Vec<BorrowedFd<'_>>) -> T) -> T {
+        use std::os::fd::AsFd;
+        let held = self.0.held.borrow();
+        let fds = held.values().flat_map(|Vaulted { belongings, .. }| {
+            let Belongings { client, backend, pipes: [up, down] } = belongings;
+            [client, backend, up, down].map(AsFd::as_fd)
+        });
+        with(fds.collect())
+    }
+
+    /// Whether this worker is heard.
+    pub(super) fn hears(&self, generation: u32) -> bool {
+        self.0.channels.borrow().contains_key(&generation)
+    }
+
+    /// Goes on with what an earlier image has left.
+    pub(super) fn resume(&self, inherited: InheritedVault) {
+        self.0.held.replace(inherited.held);
+        for (generation, end, owed) in inherited.channels {
+            match Custodian::resume(end, owed) {
+                Ok(custodian) => self.attend(generation, custodian),
+                Err(error) => tracing::warn!(generation, %error, "nothing more can be deposited"),
+            }
+        }
+    }
+}
+
+/// What an earlier image has left, before it is gone on with.
+#[derive(Debug)]
+pub(super) struct InheritedVault {
+    held: HashMap<u64, Vaulted>,
+    channels: Vec<(u32, OwnedFd, Owed)>,
+}
+
+impl InheritedVault {
+    /// Takes everything that is named.
+    ///
+    /// # Errors
+    /// A descriptor is not there.
+    pub(super) fn take(legacy: &mut Legacy, numbers: &VaultNumbers) -> io::Result<Self> {
+        let mut held = HashMap::new();
+        for VaultedNumber { id, place, numbers: [client, backend, up, down] } in &numbers.held {
+            let mut take = |number: &i32| legacy.take(*number);
+            let pipes = [take(up)?, take(down)?];
+            let belongings = Belongings { client: take(client)?, backend: take(backend)?, pipes };
+            held.insert(*id, Vaulted { place: *place, belongings });
+        }
+        let channels = numbers.channels.iter();
+        let channels = channels.map(|one| Ok((one.generation, legacy.take(one.number)?, one.owed.clone())));
+        Ok(Self { held, channels: channels.collect::<io::Result<_>>()? })
+    }
+}

@@ -1,5 +1,6 @@
 //! System calls that no crate wraps safely. One of the two files with `unsafe`; each use says why it is needed and sound.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
 use std::mem;
@@ -8,7 +9,8 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::libc;
 use tokio::io::unix::AsyncFd;
@@ -132,6 +134,98 @@ pub(crate) fn watch_socket(socket: UnixDatagram) -> io::Result<AsyncFd<UnixDatag
     Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
+thread_local! {
+    /// What this thread confesses as.
+    static NUMBER: Cell<u16> = const { Cell::new(NO_THREAD) };
+}
+
+/// Where a crash is confessed; -1: nowhere. Once there is a descriptor, it stays open for the life of the process.
+static CONFESSOR: AtomicI32 = AtomicI32::new(-1);
+/// How each of [`CRASHES`] was handled before.
+static BEFORE: OnceLock<[libc::sigaction; CRASHES.len()]> = OnceLock::new();
+
+/// Should this thread crash, its number is confessed.
+pub fn confess_as(thread: u16) {
+    NUMBER.set(thread);
+}
+
+/// Should this process crash (SEGV, BUS, ILL, ABRT, FPE) from now on, the last it does is to send [`CONFESSION`] and the number of
+/// the thread through this socket, if there is room at once. What is called again replaces the socket.
+///
+/// # Errors
+/// No descriptor is free.
+pub fn confess_through(socket: BorrowedFd<'_>) -> io::Result<()> {
+    static HELD: Mutex<Option<OwnedFd>> = Mutex::new(None);
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *held {
+        // In place: the number never stands for anything else, not even for a moment.
+        Some(held) => rustix::io::dup3(socket, held, rustix::io::DupFlags::CLOEXEC)?,
+        none => {
+            let fd = none.insert(socket.try_clone_to_owned()?);
+            CONFESSOR.store(fd.as_raw_fd(), Ordering::Release);
+            handle_crashes()?;
+        }
+    }
+    Ok(())
+}
+
+// JUSTIFICATION: no crate installs a handler for a fault; signal-hook refuses to.
+#[expect(unsafe_code, reason = "sigaction(2) with a handler")]
+fn handle_crashes() -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is a valid value: the default action, an empty mask, no flags.
+    let none: libc::sigaction = unsafe { mem::zeroed() };
+    let mut before = [none; CRASHES.len()];
+    for (signal, before) in CRASHES.iter().zip(&mut before) {
+        // SAFETY: reads the present action into a live local.
+        if unsafe { libc::sigaction(*signal, ptr::null(), before) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // Before the handler can run.
+    let _ = BEFORE.set(before);
+    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = confess;
+    let ours = libc::sigaction {
+        sa_sigaction: handler as *const () as libc::sighandler_t,
+        // On the stack that std has set aside for a thread whose own is used up.
+        sa_flags: libc::SA_SIGINFO | libc::SA_ONSTACK,
+        ..none
+    };
+    for signal in CRASHES {
+        // SAFETY: the handler is async-signal-safe (see there) and never unwinds.
+        if unsafe { libc::sigaction(signal, &raw const ours, ptr::null_mut()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Runs on the thread that crashes, wherever it was: it only loads two words, makes system calls, and leaves the rest to whoever
+/// handled the signal before.
+// JUSTIFICATION: what it does is what may be done in a signal handler (signal-safety(7)), and no crate offers it.
+#[expect(unsafe_code, reason = "a signal handler")]
+extern "C" fn confess(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // A cell without a destructor, initialised at compile time: a plain load.
+    let [high, low] = NUMBER.get().to_be_bytes();
+    let words = [CONFESSION, high, low];
+    let (socket, flags) = (CONFESSOR.load(Ordering::Acquire), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL);
+    // SAFETY: the kernel reads as many bytes as there are; a bad number is an error that changes nothing.
+    unsafe { libc::send(socket, words.as_ptr().cast(), words.len(), flags) };
+    // SAFETY: with SA_SIGINFO the kernel passes a valid pointer.
+    let is_fault = unsafe { (*info).si_code } > 0;
+    let known = CRASHES.iter().position(|crash| *crash == signal);
+    let before = known.zip(BEFORE.get()).and_then(|(at, before)| before.get(at));
+    if let Some(before) = before.filter(|_| is_fault) {
+        // SAFETY: an action that was in force before. The faulting instruction is repeated when this returns.
+        unsafe { libc::sigaction(signal, before, ptr::null_mut()) };
+        return;
+    }
+    // Sent by somebody, or by abort(3): it is not repeated by itself.
+    // SAFETY: the default action runs no code of ours.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // SAFETY: sends a signal to this thread, which is blocked until this returns.
+    unsafe { libc::raise(signal) };
+}
+
 /// What the child does before `execve`.
 // JUSTIFICATION: called between fork and exec, where raw calls are easier to show harmless than a library.
 #[expect(unsafe_code, reason = "setsid, sigprocmask and sigaction between fork and exec")]
@@ -187,6 +281,12 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 const FIRST_INHERITED: RawFd = 3;
 /// The most a service manager can be asked to pass is its own descriptor limit; this is Linux' default ceiling (nr_open).
 const MOST_INHERITED: RawFd = 1 << 20;
+/// What a process does to itself.
+const CRASHES: [libc::c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGABRT, libc::SIGFPE];
+/// The first byte of a confession; the number of the thread follows, the higher byte first.
+pub const CONFESSION: u8 = b'!';
+/// Confessed by a thread without a number.
+pub const NO_THREAD: u16 = u16::MAX;
 /// `_NSIG`, signal(7).
 const LAST_SIGNAL: libc::c_int = 64;
 

@@ -165,12 +165,17 @@ impl Ledger {
 
     /// The sessions that the threads of a generation worked on last, each once. To be asked before it is buried.
     pub fn worked_on(&self, generation: u32) -> Vec<u64> {
+        self.worked_on_by(generation, |_| true)
+    }
+
+    /// As [`Self::worked_on`], of some threads.
+    pub fn worked_on_by(&self, generation: u32, is_meant: impl Fn(u16) -> bool) -> Vec<u64> {
         let mut ids = BTreeSet::new();
         for segment in &self.segments {
             let leases = segment.map().leases();
             let theirs = |block: &u32| {
                 let owner = leases.get(*block as usize).and_then(|lease| Owner::of(lease.owner.load(Acquire)));
-                owner.is_some_and(|owner| owner.generation == generation)
+                owner.is_some_and(|owner| owner.generation == generation && is_meant(owner.thread))
             };
             let words = segment.used().filter(theirs).filter_map(|block| segment.working(block));
             ids.extend(words.map(|word| word.load(Relaxed)).filter(|id| *id != 0));

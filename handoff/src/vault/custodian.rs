@@ -55,6 +55,10 @@ pub enum Word {
         id: u64,
         place: Place,
     },
+    /// The last word of a process that crashes: which thread it was; `None`: one without a number.
+    Crashed {
+        thread: Option<u16>,
+    },
 }
 
 impl Custodian {
@@ -159,6 +163,10 @@ impl Custodian {
 fn understood(record: Record) -> Result<Word, VaultError> {
     let spilled = record.fds_truncated;
     let (bytes, fds) = record.open()?.ok_or(VaultError::Gone)?;
+    if let [os::CONFESSION, high, low] = bytes[..] {
+        let thread = u16::from_be_bytes([high, low]);
+        return Ok(Word::Crashed { thread: (thread != os::NO_THREAD).then_some(thread) });
+    }
     let word = words::decode(&bytes)?;
     match word {
         Up::Deposit(deposit) if spilled => Ok(Word::Spilled(deposit)),

@@ -1,7 +1,7 @@
 //! The worker's end: any data thread deposits and withdraws, without waiting; one task reads the answers.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -43,6 +43,14 @@ impl Depositor {
         let socket = UnixDatagram::from(end);
         socket.set_nonblocking(true)?;
         Ok(Self { socket: os::watch_socket(socket)?, open: AtomicU32::new(0), most: most_open() })
+    }
+
+    /// Should this process crash, the keeper hears which thread it was ([`os::confess_as`]).
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn confess(&self) -> io::Result<()> {
+        os::confess_through(self.socket.get_ref().as_fd())
     }
 
     /// Leaves duplicates of these with the keeper: the client's socket, the backend's, and the reading ends of the pipes for

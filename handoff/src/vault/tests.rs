@@ -170,3 +170,44 @@ async fn a_keeper_that_counts_wrongly_is_not_believed() {
     channel::transmit(&UnixDatagram::from(ours), br#"{"type":"held","count":1}"#, &[]).unwrap();
     assert!(matches!(depositor.refused().await, Err(VaultError::Count { held: 1, open: 0 })));
 }
+
+/// In a process of its own, which is this program with `CONFESS` set to what is to bring it down.
+#[tokio::test]
+async fn the_last_word_of_a_process_is_which_of_its_threads_crashed() {
+    if let Ok(how) = std::env::var("CONFESS") {
+        crash(&how);
+    }
+    for (how, thread, signal) in [("abort", Some(700), 6), ("segv", Some(700), 11), ("other", None, 6)] {
+        let (ours, theirs) = pair().unwrap();
+        let custodian = Custodian::new(ours).unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "vault::tests::the_last_word_of_a_process_is_which_of_its_threads_crashed"]);
+        child.env("CONFESS", how).stdin(theirs).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let status = child.status().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal), "{how}: {status}");
+        drop(child);
+        let Ok(Some(Word::Crashed { thread: said })) = custodian.try_next() else { panic!("{how}: nothing was said") };
+        assert_eq!(said, thread, "{how}");
+        assert!(matches!(custodian.try_next(), Err(VaultError::Gone)));
+    }
+}
+
+fn crash(how: &str) {
+    let end = crate::os::take_stdin().unwrap();
+    crate::os::confess_through(end.as_fd()).unwrap();
+    // A second time, as after a new keeper.
+    crate::os::confess_through(end.as_fd()).unwrap();
+    let how = how.to_owned();
+    let crashes = move || match how.as_str() {
+        "abort" => {
+            crate::os::confess_as(700);
+            std::process::abort()
+        }
+        "segv" => {
+            crate::os::confess_as(700);
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGSEGV).unwrap();
+        }
+        _ => std::process::abort(),
+    };
+    std::thread::spawn(crashes).join().unwrap();
+}

@@ -1,5 +1,6 @@
 //! What travels, as JSON. The words came with version 3 of the keeper's channel and have its version: other words need a
-//! version of that channel which says so. Unknown fields are ignored.
+//! version of that channel which says so. Unknown fields are ignored. (One word is no JSON: that of a signal handler, which can
+//! write none. See [`crate::os::CONFESSION`].)
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Sessions whose worker died go on in the worker that serves: the keeper gives what it holds of them, as one worker gives to
 //! another. Nobody knows what the dead worker was about to do; what it had done is in the kernel and in the ledger.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use handoff::ledger::{Ledger, Phase, Place, Whereabouts};
@@ -29,6 +29,8 @@ pub(super) struct Recovery {
     is_under_way: bool,
     /// After a try that failed.
     not_before: Option<Instant>,
+    /// How often a session was refused.
+    refused: HashMap<u64, u32>,
 }
 
 /// What came of one try.
@@ -55,6 +57,8 @@ pub(super) struct Lost {
 const BATCH: usize = 49;
 /// For the worker at the other end, which has nothing else to do than to hold what it is given.
 const ANSWER: Duration = Duration::from_secs(5);
+/// A worker may still hold a session that its dead giver had offered; it lets go within moments.
+const TRIES: u32 = 3;
 /// Before another try.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -62,8 +66,11 @@ impl Keeper {
     /// A worker is dead. Gives the sessions that outlive it; those that it had ended, and those that have brought down too many
     /// workers, end here.
     pub(super) fn outliving(&mut self, id: u32, exit: Exit, is_over: bool) -> HashSet<u64> {
-        self.vault.drain(id);
-        let guilty = self.blame.crashed(exit, &self.ledger.worked_on(id), Instant::now());
+        let worked_on = match self.vault.drain(id) {
+            Some(threads) => self.ledger.worked_on_by(id, |thread| threads.contains(&thread)),
+            None => self.ledger.worked_on(id),
+        };
+        let guilty = self.blame.crashed(exit, &worked_on, Instant::now());
         let mut outliving = HashSet::new();
         for (session, place) in self.vault.places() {
             let is_theirs = |found: &Whereabouts| found.generation == id;
@@ -98,9 +105,12 @@ impl Keeper {
             return;
         }
         if !link.knows_paths() {
-            let why = "the worker that serves is of a version that takes no sessions".to_owned();
-            let refused = lost.into_iter().map(|lost| (lost, why.clone())).collect();
-            return self.recovered(Recovered { to, refused, ..Recovered::default() });
+            tracing::error!(
+                generation = to,
+                sessions = lost.len(),
+                "the worker that serves takes no sessions; they end"
+            );
+            return lost.into_iter().for_each(|lost| self.end_lost(lost));
         }
         self.recovery.is_under_way = true;
         let path = self.moving.number();
@@ -119,7 +129,7 @@ impl Keeper {
         self.recovery.is_under_way = false;
         // What the new owner has taken may be lost again by now.
         self.recovery.is_due = true;
-        self.recovery.not_before = error.is_some().then(|| Instant::now() + AGAIN);
+        self.recovery.not_before = (error.is_some() || !refused.is_empty()).then(|| Instant::now() + AGAIN);
         for (from, sessions) in &sessions {
             let text = format!("generation {to} goes on with {sessions} sessions of generation {from}, which died");
             tracing::info!(generation = to, from, sessions, "sessions recovered");
@@ -132,6 +142,13 @@ impl Keeper {
         }
         self.tally.recovered("recovered", sessions.values().sum());
         for (lost, why) in refused {
+            let tries = self.recovery.refused.entry(lost.id).or_default();
+            *tries += 1;
+            if *tries < TRIES {
+                tracing::debug!(id = lost.id, generation = to, why, "a session of a dead worker was refused");
+                continue;
+            }
+            self.recovery.refused.remove(&lost.id);
             tracing::error!(id = lost.id, generation = to, why, "a session of a dead worker cannot go on");
             self.end_lost(lost);
         }

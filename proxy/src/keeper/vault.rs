@@ -27,6 +27,8 @@ struct Shared {
     held: RefCell<HashMap<u64, Vaulted>>,
     /// With whoever gives them to a worker.
     lent: RefCell<HashMap<u64, Place>>,
+    /// Threads that have crashed, by generation; none if one did that is no data thread.
+    crashed: RefCell<BTreeMap<u32, Vec<u16>>>,
     /// By generation.
     channels: RefCell<BTreeMap<u32, Channel>>,
     /// Sessions for which there are descriptors.
@@ -94,12 +96,15 @@ impl Vault {
         self.0.channels.borrow_mut().insert(generation, Channel { custodian, _hears: hears });
     }
 
-    /// A worker is dead: hears what it had still said.
-    pub(super) fn drain(&self, generation: u32) {
-        let Some(Channel { custodian, .. }) = self.0.channels.borrow_mut().remove(&generation) else { return };
-        while let Ok(Some(word)) = custodian.try_next() {
-            self.0.take(word, &custodian);
+    /// A worker is dead: hears what it had still said. Gives the threads that brought it down; `None`: it has not said.
+    pub(super) fn drain(&self, generation: u32) -> Option<Vec<u16>> {
+        let channel = self.0.channels.borrow_mut().remove(&generation);
+        if let Some(Channel { custodian, .. }) = channel {
+            while let Ok(Some(word)) = custodian.try_next() {
+                self.0.take(generation, word, &custodian);
+            }
         }
+        self.0.crashed.borrow_mut().remove(&generation)
     }
 
     /// Sessions that are held, and those that are lent.
@@ -144,7 +149,7 @@ impl Vault {
 }
 
 impl Shared {
-    fn take(&self, word: Word, custodian: &Custodian) {
+    fn take(&self, generation: u32, word: Word, custodian: &Custodian) {
         match word {
             Word::Deposit(deposit, belongings) => {
                 let mut held = self.held.borrow_mut();
@@ -157,6 +162,7 @@ impl Shared {
                 held.insert(deposit.id, Vaulted { place: deposit.place, belongings });
                 custodian.keep();
             }
+            Word::Crashed { thread } => self.crashed.borrow_mut().entry(generation).or_default().extend(thread),
             Word::Spilled(deposit) => custodian.refuse(&deposit),
             Word::Withdraw { id, place } => {
                 let mut held = self.held.borrow_mut();
@@ -171,7 +177,7 @@ impl Shared {
 /// Until the channel ends. What is held stays: whether its sessions live is not said by that.
 async fn hear(shared: Weak<Shared>, generation: u32, custodian: Rc<Custodian>) {
     let error = loop {
-        if let Err(error) = hear_some(&shared, &custodian).await {
+        if let Err(error) = hear_some(&shared, generation, &custodian).await {
             break error;
         }
         tokio::task::yield_now().await;
@@ -188,17 +194,17 @@ async fn hear(shared: Weak<Shared>, generation: u32, custodian: Rc<Custodian>) {
     }
 }
 
-async fn hear_some(shared: &Weak<Shared>, custodian: &Custodian) -> Result<(), VaultError> {
+async fn hear_some(shared: &Weak<Shared>, generation: u32, custodian: &Custodian) -> Result<(), VaultError> {
     let is_settled = custodian.settle()?;
     let word = tokio::select! {
         word = custodian.next() => word?,
         writable = custodian.writable(), if !is_settled => return Ok(writable?),
     };
     let Some(shared) = shared.upgrade() else { return Err(VaultError::Gone) };
-    shared.take(word, custodian);
+    shared.take(generation, word, custodian);
     for _ in 1..IN_A_ROW {
         let Some(word) = custodian.try_next()? else { break };
-        shared.take(word, custodian);
+        shared.take(generation, word, custodian);
     }
     Ok(())
 }

@@ -42,8 +42,13 @@ impl Session {
 
     /// It goes on here, from another worker or after a rest, in which nobody has looked after it.
     pub(super) fn came_back(&self) {
-        if matches!(self.meter.protection(), Some(Protection::No(_))) {
-            custody::of_thread().await_room();
+        let only_splices =
+            matches!(&*self.phase.borrow(), Phase::Relaying(relaying) if relaying.belongings().is_some());
+        match self.meter.protection() {
+            Some(Protection::No(_)) => custody::of_thread().await_room(),
+            // Its process died between depositing it and writing so.
+            None if only_splices => self.meter.protect(Protection::Deposited),
+            _ => {}
         }
     }
 

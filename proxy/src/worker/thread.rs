@@ -121,6 +121,7 @@ impl DataThread {
     fn new(start: Start) -> Result<Self, PlaneError> {
         let Start { thread, generation, segments, setup, census, pipes, .. } = start;
         allow_pipes(pipes);
+        handoff::os::confess_as(thread);
         let book = Book::lease(segments, generation, thread)?.ok_or(PlaneError::NoSegment)?;
         let floor = Rc::new(Floor::new(setup, book, census, usize::from(thread)));
         let beat = AbortOnDropHandle::new(tokio::task::spawn_local(beat(Rc::clone(&floor))));

@@ -23,6 +23,9 @@ impl Vault {
         self.hears.shutdown().await;
         match Depositor::new(end) {
             Ok(depositor) => {
+                if let Err(error) = depositor.confess() {
+                    tracing::warn!(%error, "should this worker crash, the keeper will not know by which session");
+                }
                 let depositor = Arc::new(depositor);
                 let lines = plane.lines().to_vec();
                 deposit_with(&lines, Some(&depositor)).await;

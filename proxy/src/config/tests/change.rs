@@ -56,6 +56,7 @@ fn settings_of_listeners_are_told_with_both_values() {
     let table = [
         ("backlog = 100", "backlog = 200", "backlog 100 -> 200"),
         ("max_sessions = 50", "", "max_sessions 50 -> off"),
+        ("survive_crash = true", "", "survive_crash true -> false"),
         ("idle_timeout = \"1s\"", "idle_timeout = \"90s\"", "idle_timeout 1s -> 90s"),
         ("half_close_timeout = \"off\"", "", "half_close_timeout off -> 1m"),
         ("max_lifetime = \"1d\"", "max_lifetime = \"off\"", "max_lifetime 1d -> off"),
@@ -143,6 +144,7 @@ fn k12_keys_that_a_reload_cannot_change_are_named() {
 #[test]
 fn the_other_keys_hold_at_once() {
     let table = [
+        ("restart_backoff = \"off\"", "restart_backoff = \"1s\"", "runtime.restart_backoff"),
         ("ready_timeout = \"2s\"", "ready_timeout = \"3s\"", "upgrade.ready_timeout"),
         ("probation = \"3s\"", "probation = \"0s\"", "upgrade.probation"),
         ("probe = \"off\"", "probe = \"connect\"", "upgrade.probe"),

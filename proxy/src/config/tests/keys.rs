@@ -34,7 +34,6 @@ fn k2_keys_of_later_versions_are_refused_by_name() {
     let of_listener = [
         "server_first",
         "preset",
-        "survive_crash",
         "max_sessions_per_client",
         "accept_rate",
         "allow",
@@ -119,6 +118,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((config.runtime.threads, config.runtime.state_dir.to_str()), (2, Some("/run/proxyd")));
     assert_eq!((config.runtime.log, config.runtime.log_format), (LogLevel::Info, LogFormat::Text));
     assert_eq!(config.runtime.on_keeper_death, OnKeeperDeath::Serve);
+    assert_eq!(config.runtime.restart_backoff, Some(Duration::from_secs(2)));
     assert_eq!(config.admin.socket.to_str(), Some("/run/proxyd/admin.sock"));
     assert_eq!((config.admin.listen, config.admin.expose), (Some("127.0.0.1:9900".parse().unwrap()), false));
     let upgrade = config.upgrade;
@@ -129,7 +129,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((config.drain.spread, config.drain.close), (Duration::from_secs(5), ForcedClose::Reset));
     assert_eq!(config.shutdown.delay, Duration::ZERO);
     let listener = &config.listeners["web"];
-    assert_eq!((listener.backlog, listener.max_sessions), (4096, None));
+    assert_eq!((listener.backlog, listener.max_sessions, listener.survive_crash), (4096, None, false));
     let (minute, quarter) = (Duration::from_secs(60), Duration::from_secs(15));
     let keepalive = Some(Keepalive { idle: minute, interval: quarter, count: 4 });
     assert_eq!(listener.tcp, TcpSettings { keepalive, user_timeout: Some(minute) });
@@ -146,7 +146,7 @@ fn every_key_is_read() {
     assert_eq!((config.runtime.threads, config.runtime.max_sessions), (3, 900));
     assert_eq!(config.runtime.state_dir.to_str(), Some("/own"));
     assert_eq!((config.runtime.log, config.runtime.log_format), (LogLevel::Debug, LogFormat::Json));
-    assert_eq!(config.runtime.on_keeper_death, OnKeeperDeath::Exit);
+    assert_eq!((config.runtime.on_keeper_death, config.runtime.restart_backoff), (OnKeeperDeath::Exit, None));
     assert_eq!(config.admin.socket.to_str(), Some("/own/a.sock"));
     assert_eq!((config.admin.listen, config.admin.expose), (Some("0.0.0.0:9901".parse().unwrap()), true));
     assert_eq!((config.upgrade.probation, config.upgrade.probe), (Duration::from_secs(3), Probe::Off));
@@ -160,7 +160,7 @@ fn every_key_is_read() {
     assert_eq!(ids, ["tcp:[::]:80+v4", "tcp:127.0.0.1:7000", "tcp:127.0.0.1:7001", "unix:/own/web.sock"]);
     let unix = Bind::Unix { path: "/own/web.sock".into(), mode: 0o600, owner: Some(105), group: Some(7) };
     assert_eq!(listener.bind[3], unix);
-    assert_eq!((listener.backlog, listener.max_sessions), (100, Some(50)));
+    assert_eq!((listener.backlog, listener.max_sessions, listener.survive_crash), (100, Some(50), true));
     let second = Duration::from_secs(1);
     assert_eq!(
         listener.timeouts,
@@ -183,6 +183,7 @@ state_dir = "/own"
 log = "debug"
 log_format = "json"
 on_keeper_death = "exit"
+restart_backoff = "off"
 [admin]
 socket = "/own//./a.sock"
 listen = "0.0.0.0:9901"
@@ -208,6 +209,7 @@ owner = "postgres"
 group = 7
 backlog = 100
 max_sessions = 50
+survive_crash = true
 idle_timeout = "1s"
 half_close_timeout = "off"
 max_lifetime = "1d"

@@ -34,6 +34,19 @@ fn k8_without_a_number_the_limit_decides() {
 }
 
 #[test]
+fn k8_a_session_that_outlives_its_worker_has_six_descriptors() {
+    let protected = |more: &str| listener(&format!("bind = \"127.0.0.1:80\"\nsurvive_crash = true\n{more}"));
+    // (limit - 256 - limit / 8) / 6.
+    assert_eq!(with_limit(20_000, &protected("")), Ok(2874));
+    // Those that cannot be of that listener have two.
+    assert_eq!(with_limit(20_000, &protected("max_sessions = 1000")), Ok(6622));
+    let text = |sessions: u64| format!("[runtime]\nmax_sessions = {sessions}\n{}", protected(""));
+    assert_eq!(with_limit(20_000, &text(3290)), Ok(3290));
+    let told = with_limit(20_000, &text(3291)).unwrap_err();
+    assert!(told.contains("needs 20,003 descriptors, limit 20,000"), "{told}");
+}
+
+#[test]
 fn k8_a_listener_cannot_have_more_than_all() {
     let text = format!("[runtime]\nmax_sessions = 10\n{}", listener("bind = \"127.0.0.1:80\"\nmax_sessions = 11"));
     warned(&text, "5:16: `listeners.web.max_sessions` is never reached");

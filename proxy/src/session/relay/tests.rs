@@ -202,6 +202,36 @@ impl World {
         }
     }
 
+    fn kill(&mut self) {
+        if self.held.is_none() {
+            let marks = Marks::of_word(self.relay.marks().word());
+            let piped = self.pipes.each_ref().map(VecDeque::len);
+            self.relay = Relay::from_state(RelayState::recovered(marks, [None; 2], piped), Default::default());
+        }
+    }
+
+    /// Both sides end, if they have not: it comes to an outcome, which is what has happened.
+    fn end_in_truth(&mut self) {
+        SIDES.iter().for_each(|side| self.happen(&Event::Ends(*side)));
+        self.run_out();
+        let broken = self.peers.iter().any(|peer| peer.told);
+        match self.relay.outcome() {
+            Some(Outcome::Orderly { .. }) => {
+                assert!(!broken);
+                for from in SIDES {
+                    assert_eq!(self.peers[index(from)].sent, self.peers[index(from.other())].got);
+                }
+            }
+            Some(Outcome::Broken { side, .. }) => {
+                let (source, sink) = (&self.peers[index(side)], &self.peers[index(side.other())]);
+                assert!(broken);
+                // What the broken side had sent was delivered before, unless the other broke as well.
+                assert!(sink.told || source.sent == sink.got);
+            }
+            None => panic!("no outcome"),
+        }
+    }
+
     /// Runs until nothing moves: every session comes to its outcome.
     fn run_out(&mut self) {
         self.resume(true);
@@ -228,24 +258,25 @@ proptest! {
             world.happen(event);
             world.check();
         }
-        SIDES.iter().for_each(|side| world.happen(&Event::Ends(*side)));
-        world.run_out();
-        let broken = world.peers.iter().any(|peer| peer.told);
-        match world.relay.outcome() {
-            Some(Outcome::Orderly { .. }) => {
-                prop_assert!(!broken);
-                for from in SIDES {
-                    prop_assert_eq!(&world.peers[index(from)].sent, &world.peers[index(from.other())].got);
-                }
+        world.end_in_truth();
+    }
+
+    /// With nothing left of it but what it had marked and what is in its pipes.
+    #[test]
+    fn a_relay_that_only_splices_may_be_killed_between_any_two_steps(
+        story in proptest::collection::vec(prop_oneof![12 => event().prop_map(Some), 1 => Just(None)], 1..120)
+    ) {
+        let mut world = World::default();
+        world.relay.splice_only();
+        for event in &story {
+            match event {
+                Some(event) => world.happen(event),
+                None => world.kill(),
             }
-            Some(Outcome::Broken { side, .. }) => {
-                let (source, sink) = (&world.peers[index(side)], &world.peers[index(side.other())]);
-                prop_assert!(broken);
-                // What the broken side had sent was delivered before, unless the other broke as well.
-                prop_assert!(sink.told || source.sent == sink.got);
-            }
-            None => prop_assert!(false),
+            world.check();
         }
+        world.end_in_truth();
+        prop_assert!(world.relay.only_splices());
     }
 }
 
@@ -343,4 +374,24 @@ fn the_first_end_names_the_outcome() {
     relay.ended(Side::Client);
     relay.shut(Side::Client);
     assert_eq!(relay.outcome(), Some(Outcome::Orderly { first: Side::Backend }));
+}
+
+#[test]
+fn marks_say_who_ended_and_who_broke_and_in_which_order() {
+    let mut relay = Relay::default();
+    relay.splice_only();
+    assert_eq!(relay.marks(), Marks::default());
+    relay.ended(Side::Backend);
+    relay.ended(Side::Client);
+    relay.failed(Side::Backend, Failure::Timeout);
+    relay.failed(Side::Client, Failure::Reset);
+    let marks = relay.marks();
+    let back = Relay::from_state(RelayState::recovered(marks, [None; 2], [0; 2]), Default::default());
+    assert_eq!((back.marks(), back.first_end), (marks, Some(Side::Backend)));
+    assert_eq!(back.broken(), Some((Side::Backend, Failure::Timeout)));
+    // What was about to be told is told by whoever finds the mark.
+    let about = Marks::default().shutting(Side::Client);
+    let back =
+        Relay::from_state(RelayState::recovered(about, [None, Some(Failure::Reset)], [0; 2]), Default::default());
+    assert!(back.has_shut(Side::Client) && back.failure(Side::Backend) == Some(Failure::Reset));
 }

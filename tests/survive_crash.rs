@@ -1,0 +1,397 @@
+//! `survive_crash`: sessions go on where their worker was killed, and end as any other though the keeper holds them too.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use harness::child::send;
+use harness::client::PATIENCE;
+use harness::{
+    Census, Client, Conf, LongStreams, Pace, Port, Proxy, Seeded, Starter, Tagged, Twins, slim, twin_of, until,
+};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use socket2::SockRef;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Tests with load or with a promise about time have the machine to themselves, as far as this file goes.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn conf(bind: &Port, backends: &[SocketAddr]) -> Conf {
+    Conf::simple(bind, backends)
+        .with("listeners.main", "survive_crash = true")
+        .with("runtime", "restart_backoff = \"off\"")
+}
+
+fn start(conf: &Conf) -> Proxy {
+    Starter::with_binary(conf, slim()).start()
+}
+
+/// A backend that the test plays itself.
+struct Played(TcpListener);
+
+impl Played {
+    fn start() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+}
+
+/// One session: both its ends, established and protected.
+fn session(proxy: &Proxy, bind: &Port, backend: &Played) -> (TcpStream, TcpStream) {
+    let before = protected(proxy);
+    let client = TcpStream::connect(bind.address()).unwrap();
+    let server = backend.0.accept().unwrap().0;
+    for end in [&client, &server] {
+        end.set_read_timeout(Some(PATIENCE)).unwrap();
+        end.set_write_timeout(Some(PATIENCE)).unwrap();
+        end.set_nodelay(true).unwrap();
+    }
+    until("the session is protected", DEADLINE, || protected(proxy) > before);
+    (client, server)
+}
+
+fn rows(proxy: &Proxy) -> Vec<Value> {
+    let said = proxy.ctl(&["--json", "sessions"]);
+    let text = String::from_utf8(said.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn protected(proxy: &Proxy) -> usize {
+    rows(proxy).iter().filter(|row| row["protection"] == "protected").count()
+}
+
+fn pass(mut from: &TcpStream, mut to: &TcpStream, text: &str) {
+    from.write_all(text.as_bytes()).unwrap();
+    let mut got = vec![0; text.len()];
+    to.read_exact(&mut got).unwrap();
+    assert_eq!(String::from_utf8(got).unwrap(), text);
+}
+
+/// Kills the worker that serves; when this returns another one does.
+fn crash(proxy: &Proxy, signal: Signal) -> u32 {
+    let (generation, pid) = (proxy.serving().unwrap(), proxy.serving_pid());
+    send(pid, signal).unwrap();
+    until("another worker serves", DEADLINE, || proxy.serving().is_some_and(|now| now != generation));
+    pid
+}
+
+/// Every session belongs to the generation that serves.
+fn all_moved(proxy: &Proxy) {
+    until("all sessions have a living owner", DEADLINE, || {
+        let serving = proxy.serving();
+        rows(proxy).iter().all(|row| row["generation"].as_u64() == serving)
+    });
+}
+
+fn pipes_and_sockets(pid: u32) -> usize {
+    let held = Census::of(pid).unwrap().descriptors;
+    ["pipe", "socket"].iter().filter_map(|kind| held.get(*kind)).sum()
+}
+
+#[test]
+fn a_worker_killed_again_and_again_costs_no_byte() {
+    let _alone = alone();
+    let (port, backend) = (Port::reserve(), Seeded::start());
+    let proxy = start(&conf(&port, &[backend.address()]));
+    let before = pipes_and_sockets(proxy.keeper_pid());
+    let bulk = LongStreams::start(port.address(), 4, Pace { frame: 64 * 1024, every: Duration::ZERO });
+    let chat = LongStreams::start(port.address(), 20, Pace { frame: 300, every: Duration::from_millis(5) });
+    until("all sessions are protected", DEADLINE, || protected(&proxy) == 24);
+    let ids: Vec<Value> = rows(&proxy).iter().map(|row| row["id"].clone()).collect();
+    for _ in 0..10 {
+        let seen = (bulk.tally().bytes_down, chat.tally().bytes_down);
+        crash(&proxy, Signal::SIGKILL);
+        all_moved(&proxy);
+        until("the streams go on", DEADLINE, || {
+            bulk.tally().bytes_down > seen.0 + 1_000_000 && chat.tally().bytes_down > seen.1 + 20_000
+        });
+    }
+    assert_eq!(rows(&proxy).iter().map(|row| row["id"].clone()).collect::<Vec<_>>(), ids, "the same sessions");
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.value("proxyd_sessions_recovered_total", &[("result", "recovered")]), Some(240.0));
+    assert_eq!(metrics.value("proxyd_sessions_recovered_total", &[("result", "lost")]), Some(0.0));
+    let (bulk, chat) = (bulk.stop(), chat.stop());
+    assert_eq!((bulk.clean, chat.clean), (4, 20), "{bulk:?} {chat:?}\n{:?}", backend.tally());
+    until("the backend has seen all ends", DEADLINE, || backend.tally().clean == 24);
+    until("nothing is live", DEADLINE, || rows(&proxy).is_empty());
+    until("the keeper holds nothing any more", Duration::from_secs(2), || {
+        pipes_and_sockets(proxy.keeper_pid()) <= before + 2
+    });
+    let closed = proxy.metrics().count("proxyd_sessions_closed_total", &[("listener", "main")]);
+    assert_eq!(closed, 24, "each once");
+}
+
+#[test]
+fn sessions_half_closed_either_way_go_on_and_end_in_order() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let (client, server) = session(&proxy, &bind, &backend);
+    let (client2, server2) = session(&proxy, &bind, &backend);
+    pass(&client, &server, "last words");
+    client.shutdown(Shutdown::Write).unwrap();
+    server2.shutdown(Shutdown::Write).unwrap();
+    assert_eq!((&server).read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!((&client2).read(&mut [0; 1]).unwrap(), 0);
+    crash(&proxy, Signal::SIGKILL);
+    all_moved(&proxy);
+    pass(&server, &client, "still here");
+    pass(&client2, &server2, "still here too");
+    crash(&proxy, Signal::SIGKILL);
+    pass(&server, &client, "and again");
+    drop(server);
+    assert_eq!((&client).read(&mut [0; 1]).unwrap(), 0);
+    drop(client2);
+    assert_eq!((&server2).read(&mut [0; 1]).unwrap(), 0);
+    until("nothing is live", DEADLINE, || rows(&proxy).is_empty());
+    let count =
+        |reason| proxy.metrics().value("proxyd_sessions_closed_total", &[("listener", "main"), ("reason", reason)]);
+    assert_eq!((count("client_closed"), count("backend_closed")), (Some(1.0), Some(1.0)));
+}
+
+#[test]
+fn what_was_on_its_way_when_the_reader_stood_still_arrives() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let (client, server) = session(&proxy, &bind, &backend);
+    client.set_nonblocking(true).unwrap();
+    let bytes: Vec<u8> = (0..=250).cycle().take(1 << 20).collect();
+    let mut sent: u64 = 0;
+    // Until every buffer on the way, the pipe included, is full.
+    let mut stuck = None;
+    until("nothing more fits", DEADLINE, || {
+        let at = usize::try_from(sent % 251).unwrap();
+        match (&client).write(&bytes[at..]) {
+            Ok(n) => {
+                sent += n as u64;
+                stuck = None;
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        stuck.get_or_insert_with(Instant::now).elapsed() > Duration::from_millis(300)
+    });
+    crash(&proxy, Signal::SIGKILL);
+    all_moved(&proxy);
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut got: u64 = 0;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let n = (&server).read(&mut buffer).unwrap();
+        if n == 0 {
+            break;
+        }
+        for byte in &buffer[..n] {
+            assert_eq!(u64::from(*byte), got % 251, "at {got}");
+            got += 1;
+        }
+    }
+    assert_eq!(got, sent);
+}
+
+/// How one end of a session sees the other's end, and how long it takes.
+fn end_seen(mut at: &TcpStream, begun: Instant) -> (&'static str, Duration) {
+    let seen = match at.read(&mut [0; 16]) {
+        Ok(0) => "fin",
+        Ok(_) => "bytes",
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => "reset",
+        Err(error) => panic!("{error}"),
+    };
+    (seen, begun.elapsed())
+}
+
+#[test]
+fn ends_are_told_at_once_though_the_keeper_holds_duplicates() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let before = pipes_and_sockets(proxy.keeper_pid());
+    for crashed in [false, true] {
+        for (by_client, how) in [(true, "fin"), (false, "fin"), (true, "reset"), (false, "reset")] {
+            let (client, server) = session(&proxy, &bind, &backend);
+            pass(&client, &server, "hello");
+            pass(&server, &client, "world");
+            if crashed {
+                crash(&proxy, Signal::SIGKILL);
+                pass(&client, &server, "again");
+            }
+            let (ends, sees) = if by_client { (client, server) } else { (server, client) };
+            if how == "reset" {
+                SockRef::from(&ends).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            let begun = Instant::now();
+            drop(ends);
+            let (seen, took) = end_seen(&sees, begun);
+            assert_eq!(seen, how, "by the client: {by_client}, after a crash: {crashed}");
+            assert!(took < Duration::from_millis(100), "{how} took {took:?}");
+        }
+    }
+    // An operator's kill resets both.
+    let (client, server) = session(&proxy, &bind, &backend);
+    let id = rows(&proxy).last().unwrap()["id"].to_string();
+    let begun = Instant::now();
+    assert!(proxy.ctl(&["kill", "--id", &id]).status.success());
+    for end in [&client, &server] {
+        assert_eq!(end_seen(end, begun).0, "reset");
+    }
+    until("the keeper holds nothing any more", Duration::from_secs(2), || {
+        pipes_and_sockets(proxy.keeper_pid()) <= before + 2
+    });
+}
+
+#[test]
+fn a_peer_that_lingers_after_both_have_ended_binds_nothing_of_the_keepers() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let before = pipes_and_sockets(proxy.keeper_pid());
+    let (client, server) = session(&proxy, &bind, &backend);
+    pass(&client, &server, "hello");
+    assert!(pipes_and_sockets(proxy.keeper_pid()) >= before + 4);
+    server.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end_seen(&client, Instant::now()).0, "fin");
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end_seen(&server, Instant::now()).0, "fin");
+    // Neither is closed.
+    until("the keeper has let go", Duration::from_secs(1), || pipes_and_sockets(proxy.keeper_pid()) <= before + 2);
+    assert_eq!(rows(&proxy).len(), 0);
+}
+
+#[test]
+fn a_reset_that_came_while_nobody_lived_is_a_reset_afterwards() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let (client, server) = session(&proxy, &bind, &backend);
+    pass(&client, &server, "hello");
+    let pid = proxy.serving_pid();
+    send(pid, Signal::SIGSTOP).unwrap();
+    (&client).write_all(b"unread").unwrap();
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    crash(&proxy, Signal::SIGKILL);
+    let mut got = [0; 6];
+    // What was sent before it may come first, as without a proxy.
+    let seen = match (&server).read(&mut got) {
+        Ok(6) => end_seen(&server, Instant::now()).0,
+        Ok(n) => panic!("{n} bytes"),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            "reset"
+        }
+    };
+    assert_eq!(seen, "reset");
+    until("nothing is live", DEADLINE, || rows(&proxy).is_empty());
+    let reset = [("listener", "main"), ("reason", "client_reset")];
+    assert_eq!(proxy.metrics().value("proxyd_sessions_closed_total", &reset), Some(1.0));
+}
+
+#[test]
+fn worker_and_keeper_killed_in_turn_cost_nothing() {
+    let _alone = alone();
+    let (port, backend) = (Port::reserve(), Seeded::start());
+    let mut proxy = start(&conf(&port, &[backend.address()]));
+    let streams = LongStreams::start(port.address(), 20, Pace { frame: 2_000, every: Duration::from_millis(2) });
+    until("all sessions are protected", DEADLINE, || protected(&proxy) == 20);
+    for _ in 0..3 {
+        proxy.replace_keeper(slim());
+        until("all sessions are protected again", DEADLINE, || protected(&proxy) == 20);
+        let seen = streams.tally().bytes_down;
+        crash(&proxy, Signal::SIGKILL);
+        all_moved(&proxy);
+        until("the streams go on", DEADLINE, || streams.tally().bytes_down > seen + 100_000);
+    }
+    let tally = streams.stop();
+    assert_eq!(tally.clean, 20, "{tally:?}");
+}
+
+#[test]
+fn what_was_deposited_crosses_to_the_keepers_new_version() {
+    let _alone = alone();
+    let (port, backend, twins) = (Port::reserve(), Seeded::start(), Twins::new());
+    let proxy = Starter::with_binary(&conf(&port, &[backend.address()]), &twins.path("a")).start();
+    let streams = LongStreams::start(port.address(), 10, Pace { frame: 2_000, every: Duration::from_millis(2) });
+    until("all sessions are protected", DEADLINE, || protected(&proxy) == 10);
+    let report = proxy.ctl_json(&["upgrade", "--binary", twins.path("b").to_str().unwrap()]);
+    assert_eq!(report["result"], "committed", "{report}");
+    until("the keeper is the new one", DEADLINE, || twin_of(proxy.keeper_pid()) == 'b');
+    assert_eq!(protected(&proxy), 10, "and holds what it held");
+    let seen = streams.tally().bytes_down;
+    crash(&proxy, Signal::SIGKILL);
+    all_moved(&proxy);
+    until("the streams go on", DEADLINE, || streams.tally().bytes_down > seen + 100_000);
+    let tally = streams.stop();
+    assert_eq!(tally.clean, 10, "{tally:?}");
+}
+
+#[test]
+fn a_keeper_without_room_serves_unprotected_and_says_so() {
+    let _alone = alone();
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let proxy = start(&conf(&port, &[backend.address()]));
+    // What is left beside the keeper's own needs is enough for some sessions, of four descriptors each.
+    let keeper = rustix::process::Pid::from_raw(i32::try_from(proxy.keeper_pid()).unwrap());
+    let limit = rustix::process::Rlimit { current: Some(290), maximum: Some(290) };
+    rustix::process::prlimit(keeper, rustix::process::Resource::Nofile, limit).unwrap();
+    let unprotected = |why| proxy.metrics().value("proxyd_sessions_unprotected", &[("listener", "main"), ("why", why)]);
+    let mut clients = Vec::new();
+    until("the keeper keeps no more", DEADLINE, || {
+        clients.push(Client::greeted(port.address()).0);
+        unprotected("keeper_full") > Some(2.0)
+    });
+    clients.iter_mut().for_each(|client| client.echo("served all the same"));
+    let full = unprotected("keeper_full").unwrap();
+    assert_eq!(proxy.status()["listeners"][0]["unprotected"].as_f64(), Some(full));
+    let saved = protected(&proxy);
+    assert_eq!(saved + full as usize, clients.len());
+    crash(&proxy, Signal::SIGKILL);
+    all_moved(&proxy);
+    let mut alive = 0;
+    for client in &mut clients {
+        if client.ended().is_none() {
+            client.echo("still here");
+            alive += 1;
+        }
+    }
+    assert_eq!(alive, saved);
+}
+
+#[test]
+fn a_session_that_crashes_its_worker_is_closed_and_no_other() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let mut starter = Starter::with_binary(&conf(&bind, &[backend.address()]), slim());
+    starter.command.env("PROXYD_TEST_CRASH", "crash, please");
+    let proxy = starter.start();
+    let others: Vec<_> = (0..5).map(|_| session(&proxy, &bind, &backend)).collect();
+    let (client, server) = session(&proxy, &bind, &backend);
+    (&client).write_all(b"crash, please").unwrap();
+    for end in [&client, &server] {
+        assert_eq!(end_seen(end, Instant::now()).0, "reset");
+    }
+    all_moved(&proxy);
+    for (client, server) in &others {
+        pass(client, server, "there");
+        pass(server, client, "and back");
+    }
+    assert_eq!(rows(&proxy).len(), 5);
+    let metrics = proxy.metrics();
+    let crashed = [("listener", "main"), ("reason", "worker_crashed")];
+    assert_eq!(metrics.value("proxyd_sessions_closed_total", &crashed), Some(1.0));
+    assert_eq!(metrics.value("proxyd_worker_restarts_total", &[("cause", "signal")]), Some(3.0));
+    let events = proxy.ctl(&["--json", "events"]);
+    let events = String::from_utf8(events.stdout).unwrap();
+    assert_eq!(events.matches("session_blamed").count(), 1, "{events}");
+}

@@ -1,74 +1,29 @@
 //! Through the whole proxy: bytes and ends arrive as they were meant, at the right side, and one session never bears what
 //! happened to another.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod harness;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use harness::census::Memory;
 use harness::child::send;
 use harness::client::PATIENCE;
-use harness::{Client, Conf, End, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Stalled, Tagged, until};
+use harness::played::{pass, reset, rest};
+use harness::{
+    Client, Conf, End, Exchange, Load, LongStreams, Pace, Played, Port, Proxy, Seeded, Stalled, Tagged, until,
+};
 use nix::sys::signal::Signal;
-use socket2::SockRef;
 
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// A backend that the test plays itself: it takes one connection after the other.
-struct Played(TcpListener);
-
-impl Played {
-    fn start() -> Self {
-        Self(TcpListener::bind("127.0.0.1:0").unwrap())
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.0.local_addr().unwrap()
-    }
-
-    fn accept(&self) -> TcpStream {
-        let stream = self.0.accept().unwrap().0;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
-    }
-}
 
 /// A proxy in front of a played backend.
 fn scene(more: impl FnOnce(Conf) -> Conf) -> (Proxy, Port, Played) {
     let (backend, bind) = (Played::start(), Port::reserve());
     let proxy = Proxy::start(&more(Conf::simple(&bind, &[backend.address()])));
     (proxy, bind, backend)
-}
-
-/// One session: both its ends.
-fn session(bind: &Port, backend: &Played) -> (TcpStream, TcpStream) {
-    let client = TcpStream::connect(bind.address()).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    client.set_write_timeout(Some(PATIENCE)).unwrap();
-    client.set_nodelay(true).unwrap();
-    (client, backend.accept())
-}
-
-fn pass(mut from: &TcpStream, mut to: &TcpStream, text: &str) {
-    from.write_all(text.as_bytes()).unwrap();
-    let mut got = vec![0; text.len()];
-    to.read_exact(&mut got).unwrap();
-    assert_eq!(got, text.as_bytes());
-}
-
-fn rest(mut stream: &TcpStream) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).map(|_| bytes)
-}
-
-fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
 fn closed(proxy: &Proxy, reason: &str) -> u64 {
@@ -83,7 +38,7 @@ fn until_closed(proxy: &Proxy, reason: &str, count: u64) {
 #[test]
 fn a_half_close_leaves_the_other_half() {
     let (proxy, bind, backend) = scene(|conf| conf);
-    let (client, server) = session(&bind, &backend);
+    let (client, server) = backend.session(&bind);
     pass(&client, &server, "question");
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rest(&server).unwrap(), b"");
@@ -92,7 +47,7 @@ fn a_half_close_leaves_the_other_half() {
     assert_eq!(rest(&client).unwrap(), b"");
     until_closed(&proxy, "client_closed", 1);
 
-    let (client, server) = session(&bind, &backend);
+    let (client, server) = backend.session(&bind);
     server.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rest(&client).unwrap(), b"");
     pass(&client, &server, "still sending");
@@ -104,7 +59,7 @@ fn a_half_close_leaves_the_other_half() {
 #[test]
 fn a_reset_is_carried_as_one_after_what_was_delivered() {
     let (proxy, bind, backend) = scene(|conf| conf);
-    let (client, mut server) = session(&bind, &backend);
+    let (client, mut server) = backend.session(&bind);
     pass(&client, &server, "question");
     let answer = vec![b'x'; 200_000];
     server.write_all(&answer).unwrap();
@@ -118,7 +73,7 @@ fn a_reset_is_carried_as_one_after_what_was_delivered() {
     assert_eq!(got.len(), answer.len(), "bytes that were delivered are not taken back");
     until_closed(&proxy, "backend_reset", 1);
 
-    let (client, server) = session(&bind, &backend);
+    let (client, server) = backend.session(&bind);
     pass(&client, &server, "question");
     reset(client);
     assert_eq!(rest(&server).unwrap_err().kind(), ErrorKind::ConnectionReset);
@@ -129,7 +84,7 @@ fn a_reset_is_carried_as_one_after_what_was_delivered() {
 fn a_killed_worker_shows_nobody_a_clean_end() {
     let (proxy, bind, backend) = scene(|conf| conf);
     // Idle, in a stream, and half closed in each direction.
-    let pairs: Vec<_> = (0..5).map(|_| session(&bind, &backend)).collect();
+    let pairs: Vec<_> = (0..5).map(|_| backend.session(&bind)).collect();
     for (client, server) in &pairs {
         pass(client, server, "question");
     }
@@ -157,7 +112,7 @@ fn a_killed_worker_shows_nobody_a_clean_end() {
         }
     }
     until_closed(&proxy, "worker_crashed", 5);
-    let (client, server) = session(&bind, &backend);
+    let (client, server) = backend.session(&bind);
     pass(&client, &server, "the next worker");
 }
 
@@ -166,7 +121,7 @@ fn a_reset_in_a_splice_leaves_nothing_for_the_next_session() {
     let (proxy, bind, backend) = scene(|conf| conf.with("runtime", "threads = 1"));
     for round in 0..30_u8 {
         // One thread has one set of pipes: a session that breaks with bytes in a pipe, then others that splice.
-        let (client, server) = session(&bind, &backend);
+        let (client, server) = backend.session(&bind);
         server.set_nonblocking(true).unwrap();
         let mut stuck = 0;
         let full = Instant::now() + Duration::from_millis(100);
@@ -181,7 +136,7 @@ fn a_reset_in_a_splice_leaves_nothing_for_the_next_session() {
             reset(server);
             drop(client);
         }
-        let (client, server) = session(&bind, &backend);
+        let (client, server) = backend.session(&bind);
         let sent: Vec<u8> = (0..300_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
         let copy = sent.clone();
         let writing = std::thread::spawn(move || {
@@ -242,7 +197,7 @@ fn a_reader_that_stops_costs_little_and_nobody_else() {
 #[test]
 fn who_speaks_first_is_heard_at_once() {
     let (_proxy, bind, backend) = scene(|conf| conf);
-    let (client, server) = session(&bind, &backend);
+    let (client, server) = backend.session(&bind);
     // The client has not sent a byte.
     pass(&server, &client, "220 mail.example.org ESMTP");
     pass(&client, &server, "EHLO me");

@@ -57,6 +57,7 @@ async fn echo(stream: TcpStream, greeting: &[u8]) -> io::Result<u64> {
 pub struct Seeded {
     server: Server,
     tally: Arc<Shared>,
+    quiet: watch::Sender<bool>,
 }
 
 impl Seeded {
@@ -67,15 +68,16 @@ impl Seeded {
     pub fn start_on(address: SocketAddr) -> Self {
         let tally = Arc::new(Shared::default());
         let seen = Arc::clone(&tally);
+        let (quiet, hush) = watch::channel(false);
         let server = Server::start(address, move |stream| {
-            let seen = Arc::clone(&seen);
+            let (seen, hush) = (Arc::clone(&seen), hush.clone());
             async move {
                 seen.opened();
-                let result = exchange(stream, &seen).await;
+                let result = exchange(stream, hush, &seen).await;
                 seen.ended("backend", result);
             }
         });
-        Self { server, tally }
+        Self { server, tally, quiet }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -86,9 +88,14 @@ impl Seeded {
     pub fn tally(&self) -> Tally {
         self.tally.snapshot()
     }
+
+    /// Sends nothing on streams without a length for as long as it is told so, but their end.
+    pub fn hush(&self, quiet: bool) {
+        self.quiet.send_replace(quiet);
+    }
 }
 
-async fn exchange(stream: TcpStream, seen: &Shared) -> io::Result<()> {
+async fn exchange(stream: TcpStream, hush: watch::Receiver<bool>, seen: &Shared) -> io::Result<()> {
     let (mut from, to) = stream.into_split();
     let hello = timeout(SILENCE, Hello::read(&mut from)).await??;
     let (ended, end) = watch::channel(false);
@@ -97,28 +104,45 @@ async fn exchange(stream: TcpStream, seen: &Shared) -> io::Result<()> {
         ended.send_replace(true);
         received
     };
-    tokio::try_join!(receive, send(to, &hello, end, seen)).map(drop)
+    tokio::try_join!(receive, send(to, &hello, [end, hush], seen)).map(drop)
 }
 
 async fn receive(mut from: OwnedReadHalf, hello: &Hello, seen: &Shared) -> io::Result<()> {
     let mut bytes = Bytes::up(hello.seed);
+    // Twice its pace: a client that is idle on purpose sends its next frame after an hour.
+    let silence = SILENCE.max(hello.pace.every * 2);
     loop {
-        match timeout(SILENCE, seeded::receive_frame(&mut from, &mut bytes)).await?? {
+        match timeout(silence, seeded::receive_frame(&mut from, &mut bytes)).await?? {
             0 => return timeout(SILENCE, seeded::expect_end(&mut from)).await?,
             size => seen.up(size.into()),
         }
     }
 }
 
-async fn send(mut to: OwnedWriteHalf, hello: &Hello, mut end: watch::Receiver<bool>, seen: &Shared) -> io::Result<()> {
+/// `watched`: whether the client has ended its side, and whether we are to be quiet.
+async fn send(
+    mut to: OwnedWriteHalf,
+    hello: &Hello,
+    watched: [watch::Receiver<bool>; 2],
+    seen: &Shared,
+) -> io::Result<()> {
+    let [mut end, mut hush] = watched;
     let mut bytes = Bytes::down(hello.seed);
     let mut left = hello.down;
     let mut tick = interval(hello.pace.every.max(Duration::from_micros(1)));
     while left != Some(0) && !(left.is_none() && *end.borrow()) {
+        if left.is_none() && *hush.borrow() {
+            tokio::select! {
+                _ = end.changed() => {}
+                _ = hush.changed() => {}
+            }
+            continue;
+        }
         if !hello.pace.every.is_zero() {
             tokio::select! {
                 _ = tick.tick() => {}
                 _ = end.changed(), if left.is_none() => continue,
+                _ = hush.changed(), if left.is_none() => continue,
             }
         }
         let size = left.map_or(hello.pace.frame, |left| seeded::frame_of(left).min(hello.pace.frame));

@@ -193,6 +193,24 @@ impl Proxy {
         self.ctl_json(&["status"])
     }
 
+    /// Every live session.
+    pub fn sessions(&self) -> Vec<Value> {
+        self.ctl_lines(&["sessions"])
+    }
+
+    /// What has happened so far, as far as it is kept.
+    pub fn events(&self) -> Vec<Value> {
+        self.ctl_lines(&["events"])
+    }
+
+    /// What `proxyctl --json` says, a document a line.
+    fn ctl_lines(&self, words: &[&str]) -> Vec<Value> {
+        let output = self.ctl(&[&["--json"], words].concat());
+        assert!(output.status.success(), "proxyctl {words:?}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    }
+
     /// Upgrades to the same binary; the report.
     ///
     /// # Panics

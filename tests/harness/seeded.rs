@@ -11,7 +11,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Largest payload of a frame. Above the relay's buffer, so that long streams exercise both ways of moving bytes.
 pub const FRAME: u32 = 64 * 1024;
 const MAGIC: [u8; 8] = *b"seeded\x00\x01";
-const HELLO: usize = 32;
+const SIZE: usize = 32;
+/// Bytes of a [`Hello`].
+pub const HELLO: u64 = SIZE as u64;
 /// Sets the stream of one direction apart from the other.
 const DOWN: u64 = 0x5bd1_e995_9e37_79b9;
 
@@ -90,7 +92,7 @@ pub struct Hello {
 
 impl Hello {
     pub async fn write(&self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        let mut bytes = [0; HELLO];
+        let mut bytes = [0; SIZE];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..16].copy_from_slice(&self.seed.to_be_bytes());
         bytes[16..24].copy_from_slice(&self.down.unwrap_or(u64::MAX).to_be_bytes());
@@ -111,6 +113,11 @@ impl Hello {
         let every = Duration::from_micros(from.read_u32().await?.into());
         Ok(Self { seed, down, pace: Pace { frame, every } })
     }
+}
+
+/// Bytes of a frame with such a payload, its length included.
+pub fn on_the_wire(size: u32) -> u64 {
+    4 + u64::from(size)
 }
 
 /// Size of the next frame when so many bytes are left.

@@ -13,6 +13,25 @@ pub fn until(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool
     until_some(what, deadline, || condition().then_some(()));
 }
 
+/// Returns once `look` has nothing to object to.
+///
+/// # Panics
+/// With its last objection after `deadline`.
+pub fn until_none(what: &str, deadline: Duration, mut look: impl FnMut() -> Option<String>) {
+    let start = Instant::now();
+    while let Some(objection) = look() {
+        assert!(start.elapsed() < deadline, "waited {deadline:?} in vain until {what}: {objection}");
+        pause();
+    }
+}
+
+/// Returns once a time has come that a test has chosen, such as a random moment of an upgrade.
+pub fn until_moment(moment: Instant) {
+    while Instant::now() < moment {
+        pause();
+    }
+}
+
 /// Returns what `look` finds, once it finds something.
 ///
 /// # Panics

@@ -6,6 +6,7 @@ mod harness;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::panic::AssertUnwindSafe;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use harness::child::{Guarded, Process, children};
 use harness::seeded::{self, Bytes, Hello};
 use harness::server::{Server, any_v4, runtime};
 use harness::{
-    Census, Conf, Exchange, Load, LongStreams, Metrics, Pace, Port, Seeded, Stalled, Tagged, census, http, service,
-    until,
+    Census, Conf, Exchange, Fault, Load, LongSessions, LongStreams, Metrics, Mix, Pace, Port, Seeded, Stalled, Tagged,
+    census, http, service, tuples, until,
 };
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
@@ -149,6 +150,44 @@ fn every_fault_is_seen() {
 }
 
 #[test]
+fn what_breaks_a_long_session_is_told() {
+    let mix = Mix { idle: 1, chatting: 1, bulk: 1 };
+    let broken = |address: SocketAddr| {
+        let sessions = LongSessions::begin(address, mix);
+        until("all are broken", DEADLINE, || sessions.troubles().len() == sessions.len());
+        assert!(std::panic::catch_unwind(AssertUnwindSafe(|| sessions.assert_unbroken())).is_err());
+        let (_, troubles) = sessions.finish_some();
+        troubles.into_iter().map(|trouble| trouble.fault).collect::<Vec<_>>()
+    };
+    let spoilt = [
+        (spoiler(|answer| answer[50] ^= 4, false), Fault::Corrupt),
+        (spoiler(|answer| answer.truncate(104), false), Fault::Truncated),
+        (spoiler(|answer| answer.truncate(60), true), Fault::Reset),
+    ];
+    for (backend, fault) in spoilt {
+        assert_eq!(broken(backend.address()), [fault; 3]);
+    }
+    assert_eq!(broken(Port::reserve().address()), [Fault::Refused; 3]);
+}
+
+#[test]
+fn long_sessions_go_on_over_their_own_connections_and_end() {
+    let backend = Seeded::start();
+    let sessions = LongSessions::start(backend.address(), Mix { idle: 2, chatting: 2, bulk: 1 });
+    let before = tuples(&[backend.address().port()]);
+    assert_eq!(before.len(), 2 * sessions.len());
+    sessions.all_go_on();
+    assert_eq!(tuples(&[backend.address().port()]), before);
+    let counts = sessions.finish();
+    until("the backend has seen their ends", DEADLINE, || backend.tally().clean == 5);
+    let (up, down) = counts.iter().fold((0, 0), |(up, down), one| (up + one.up, down + one.down));
+    let tally = backend.tally();
+    // The hello, and around each frame its length.
+    assert!(up > tally.bytes_up && down > tally.bytes_down, "{up}, {down}, {tally:?}");
+    assert_eq!(tuples(&[backend.address().port()]).len(), 0);
+}
+
+#[test]
 fn a_tagged_backend_says_who_it_is_and_echoes() {
     let backend = Tagged::start("blue");
     let mut client = TcpStream::connect(backend.address()).unwrap();
@@ -258,6 +297,21 @@ fn postgres_starts_and_answers() {
     let Some(postgres) = service::Postgres::start() else { return };
     let Some(mut psql) = postgres.client("psql", postgres.address(), &["-Atc", "select 6 * 7"]) else { return };
     let answer = psql.output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "42", "{answer:?}");
+}
+
+#[test]
+fn mariadb_starts_and_answers() {
+    let Some(mariadb) = service::MariaDb::start() else { return };
+    let answer = mariadb.client(mariadb.address(), &["-e", "select 6 * 7"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "42", "{answer:?}");
+}
+
+#[test]
+fn sshd_lets_us_in() {
+    let Some(sshd) = service::Sshd::start() else { return };
+    let Some(mut ssh) = sshd.client("ssh", sshd.address()) else { return };
+    let answer = ssh.arg("echo $((6 * 7))").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "42", "{answer:?}");
 }
 

@@ -142,6 +142,13 @@ impl LongSessions {
     /// # Panics
     /// If one cannot be established.
     pub fn start(address: SocketAddr, mix: Mix) -> Self {
+        let these = Self::begin(address, mix);
+        these.assert_unbroken();
+        these
+    }
+
+    /// Returns once every session has had its first frame from the backend, or is broken.
+    pub fn begin(address: SocketAddr, mix: Mix) -> Self {
         let kinds = [(Kind::Idle, mix.idle), (Kind::Chatting, mix.chatting), (Kind::Bulk, mix.bulk)];
         let kinds = kinds.into_iter().flat_map(|(kind, count)| (0..count).map(move |_| kind));
         let sessions: Vec<Arc<One>> = kinds.map(|kind| Arc::new(One::new(kind))).collect();
@@ -151,8 +158,7 @@ impl LongSessions {
         let clients = runtime.spawn(all(address, sessions.clone(), heard, Arc::clone(&troubles)));
         let these = Self { runtime, sessions, word, troubles, clients };
         until("all long sessions are established", ESTABLISHED, || {
-            these.assert_unbroken();
-            these.sessions.iter().all(|one| one.counts().down > 0)
+            these.sessions.iter().all(|one| one.is_broken() || one.counts().down > 0)
         });
         these
     }

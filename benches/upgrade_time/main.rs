@@ -1,4 +1,4 @@
-//! How long an upgrade takes, and what those who connect notice of it: `cargo bench --bench upgrade_time`. Writes
+//! How long an upgrade takes, what those who connect notice of it, and what open sessions do: `cargo bench --bench upgrade_time`. Writes
 //! `docs/upgrade-times.md`.
 //!
 //! Each upgrade goes to another binary (the same program with other bytes), so that all of it is made: the file is copied
@@ -8,6 +8,7 @@
 mod harness;
 
 mod latency;
+mod moves;
 mod page;
 mod timed;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use harness::{Conf, Port, Proxy, Starter, Tagged, Twins, until};
 use latency::{Clients, Windows};
+use moves::{Moves, Sessions};
 use page::Page;
 use timed::Timed;
 
@@ -31,7 +33,8 @@ fn main() {
     let load = page::load_average();
     let times = [1, 1_000].map(|listeners| (listeners, times(&twins, listeners)));
     let windows = windows(&twins);
-    let text = Page { size: size_of(&twins), load, times: &times, windows: &windows }.text();
+    let moves = moves(&twins);
+    let text = Page { size: size_of(&twins), load, times: &times, windows: &windows, moves: &moves }.text();
     println!("{text}");
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/upgrade-times.md");
     std::fs::write(&page, text).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
@@ -80,6 +83,23 @@ fn windows(twins: &Twins) -> Windows {
         });
     }
     windows
+}
+
+/// Sessions that are open, as they are moved to and fro.
+fn moves(twins: &Twins) -> Moves {
+    let (port, backend) = (Port::reserve(), Tagged::start("bench"));
+    let conf = Conf::simple(&port, &[backend.address()]).with("upgrade", "probe = \"off\"");
+    let proxy = Starter::with_binary(&conf, &twins.path("a")).start();
+    let sessions = Sessions::open(port.address());
+    let mut moves = Moves::default();
+    for binary in turns(twins).take(UPGRADES) {
+        moves.add(&sessions, &proxy, &binary);
+        eprintln!("{:?}", moves.moves.last());
+        until("one generation is left", DEADLINE, || {
+            proxy.status()["generations"].as_array().is_some_and(|generations| generations.len() == 1)
+        });
+    }
+    moves
 }
 
 fn size_of(twins: &Twins) -> u64 {

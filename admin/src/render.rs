@@ -56,7 +56,11 @@ fn generations(rows: &[GenerationView], style: Style) -> String {
 fn listeners(rows: &[ListenerView], style: Style) -> String {
     let row = |l: &ListenerView| {
         let state = if l.paused { "paused" } else { "accepting" };
-        vec![l.name.clone(), l.bind.join(","), l.pool.clone(), whole_number(l.sessions), state.to_owned()]
+        let state = match l.unprotected {
+            None | Some(0) => state.to_owned(),
+            Some(sessions) => format!("{state}, {} unprotected", whole_number(sessions)),
+        };
+        vec![l.name.clone(), l.bind.join(","), l.pool.clone(), whole_number(l.sessions), state]
     };
     table(style, &["LISTENER", "BIND", "POOL", "SESSIONS", "STATE"], &[3], rows.iter().map(row))
 }

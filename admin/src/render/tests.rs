@@ -18,6 +18,7 @@ fn rows() -> Vec<SessionRow> {
         idle_seconds: 0.25,
         bytes_received: 1_536,
         bytes_sent: 12,
+        protection: None,
     };
     vec![one.clone(), SessionRow { id: 1_000, client: "unix".into(), ..one }]
 }
@@ -60,6 +61,7 @@ fn example() -> Status {
             pool: "pg".into(),
             sessions: 1_124,
             paused: false,
+            unprotected: Some(3),
         }],
         pools: vec![PoolView {
             name: "pg".into(),
@@ -106,7 +108,7 @@ GENERATION  STATE     VERSION  PID  SESSIONS  OLDEST  DRAIN ENDS
          2  draining  0.1.0      9         4  1d 1h   in 12s
 
 LISTENER  BIND                    POOL  SESSIONS  STATE
-postgres  0.0.0.0:5432,[::]:5432  pg       1,124  accepting
+postgres  0.0.0.0:5432,[::]:5432  pg       1,124  accepting, 3 unprotected
 
 POOL  VERSION  BACKEND  ADDRESS        WEIGHT  HEALTH  ADMIN    SESSIONS
 pg          4  a        10.0.0.1:5432       1  up      enabled        60

@@ -29,6 +29,8 @@ pub(super) struct Recovery {
     is_under_way: bool,
     /// After a try that failed.
     not_before: Option<Instant>,
+    /// Tries in a row in which none went.
+    failures: u32,
     /// How often a session was refused.
     refused: HashMap<u64, u32>,
 }
@@ -57,6 +59,8 @@ pub(super) struct Lost {
 const BATCH: usize = 49;
 /// For the worker at the other end, which has nothing else to do than to hold what it is given.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Then those that are left end: their peers have waited long enough.
+const FAILURES: u32 = 10;
 /// A worker may still hold a session that its dead giver had offered; it lets go within moments.
 const TRIES: u32 = 3;
 /// Before another try.
@@ -152,8 +156,15 @@ impl Keeper {
             tracing::error!(id = lost.id, generation = to, why, "a session of a dead worker cannot go on");
             self.end_lost(lost);
         }
+        self.recovery.failures = if error.is_some() && sessions.is_empty() { self.recovery.failures + 1 } else { 0 };
         if let Some(error) = error {
-            tracing::warn!(generation = to, error, "sessions of a dead worker were not all taken; tried again");
+            tracing::warn!(generation = to, error, "sessions of a dead worker were not all taken");
+        }
+        if self.recovery.failures >= FAILURES {
+            self.recovery.failures = 0;
+            let lost = self.lost();
+            tracing::error!(generation = to, sessions = lost.len(), "sessions of a dead worker are given up");
+            lost.into_iter().for_each(|lost| self.end_lost(lost));
         }
     }
 

@@ -1,5 +1,7 @@
 //! Sessions that are stopped and go on, here or with another owner, under real traffic.
 
+mod protected;
+
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -45,7 +47,7 @@ fn on_a_data_thread(test: impl Future<Output = ()>) {
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), test).await.unwrap() });
 }
 
-fn terms(address: SocketAddr, timeouts: Timeouts) -> Terms {
+fn terms(address: SocketAddr, timeouts: Timeouts, survive_crash: bool) -> Terms {
     let backend = PlannedBackend { name: "one".into(), address, weight: 1, admin: BackendAdmin::Enabled };
     let pool = PlannedPool {
         name: "pool".into(),
@@ -59,10 +61,14 @@ fn terms(address: SocketAddr, timeouts: Timeouts) -> Terms {
     let pools = Pools::build(&[pool], &Pools::default());
     let pool = Arc::clone(pools.named("pool").unwrap());
     let tcp = TcpSettings { keepalive: None, user_timeout: None };
-    Terms { key: 1, listener: "front".into(), pool, max_sessions: None, tcp, timeouts }
+    Terms { key: 1, listener: "front".into(), pool, max_sessions: None, survive_crash, tcp, timeouts }
 }
 
 async fn world(timeouts: Timeouts) -> World {
+    world_of(timeouts, false).await
+}
+
+async fn world_of(timeouts: Timeouts, survive_crash: bool) -> World {
     let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = backend.local_addr().unwrap();
     let mut ledger = Ledger::create(Sizes { names: 16, counters: 512, gauges: 64, blocks: 4, records: 256 }).unwrap();
@@ -76,7 +82,7 @@ async fn world(timeouts: Timeouts) -> World {
     ledger.ensure(&known, 2, 64).unwrap();
     let owner = |generation| {
         let book = Book::lease(ledger.segments().to_vec(), generation, THREAD).unwrap().unwrap();
-        let terms = Arc::new(terms(address, timeouts));
+        let terms = Arc::new(terms(address, timeouts, survive_crash));
         let listener = book.listener(&terms).unwrap();
         let census = Arc::new(Census::new(1_000, 4));
         let (book, freed, table) = (Rc::new(book), Rc::default(), Table::default());

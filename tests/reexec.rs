@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use harness::child::{Guarded, Process, send, wait_exit};
 use harness::{
-    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Strace, Tagged, Twins, ask, twin_of,
-    until,
+    Census, Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Strace, Tagged, Twins, ask,
+    twin_of, until,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};

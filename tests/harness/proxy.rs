@@ -354,7 +354,9 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         child::end(&mut self.keeper, Signal::SIGTERM);
         // Workers outlive a keeper that was killed, and nobody may know of them any more: but all of them log where it did.
-        child::with_stderr(&self.directory.path().join("stderr")).into_iter().for_each(|one| one.signal(Signal::SIGKILL));
+        child::with_stderr(&self.directory.path().join("stderr"))
+            .into_iter()
+            .for_each(|one| one.signal(Signal::SIGKILL));
         if std::thread::panicking() {
             eprintln!("--- what proxyd logged ---\n{}---", self.stderr());
         }

@@ -482,6 +482,40 @@ fn a_session_comes_and_goes_between_the_same_two() {
     });
 }
 
+/// A worker that was to take it, or gave it, may be stopped with its copies: then a close says nothing.
+#[test]
+fn its_end_is_seen_though_another_worker_still_has_copies() {
+    for (moves, breaks) in [(false, false), (false, true), (true, false), (true, true)] {
+        on_a_data_thread(async {
+            let world = world(NO_TIMEOUTS).await;
+            let (client, mut server) = world.session().await;
+            let [giver, taker] = &world.owners;
+            let carried = giver.table.freeze(64, &HashSet::new()).carried;
+            let copies: Vec<Carried> = carried.iter().map(duplicate).collect();
+            if moves {
+                let ids: Vec<u64> = carried.iter().map(|carried| carried.id).collect();
+                carried.into_iter().for_each(|carried| taker.hold(carried));
+                giver.table.release(&ids.iter().map(|id| (*id, THREAD)).collect::<Vec<_>>(), taker.generation);
+                taker.table.start(&ids);
+            } else {
+                giver.table.resume(carried);
+            }
+            if breaks {
+                reset(client);
+                assert!(is_reset(&read_out(&mut server).await.1));
+            } else {
+                let mut client = client;
+                client.shutdown().await.unwrap();
+                assert_eq!(read_out(&mut server).await.1.unwrap(), 0);
+                server.shutdown().await.unwrap();
+                assert_eq!(read_out(&mut client).await.1.unwrap(), 0);
+            }
+            until(|| handoff::ledger::sessions(world.ledger.segments()).is_empty()).await;
+            drop(copies);
+        });
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused_and_stays_where_it_is() {
     on_a_data_thread(async {

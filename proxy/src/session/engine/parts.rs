@@ -61,8 +61,7 @@ impl Engine {
         let [to_backend, to_client] = pipes;
         let mut pipes =
             [adopted(to_backend, relay.in_pipe(Side::Client))?, adopted(to_client, relay.in_pipe(Side::Backend))?];
-        let is_shared = relay.only_splices();
-        if is_shared {
+        if relay.only_splices() {
             if pipes.iter().flatten().filter(|pipe| pipe.writer.is_some()).count() != 2 {
                 return Err(Unfit::NoWay);
             }
@@ -71,7 +70,8 @@ impl Engine {
         let relay = Relay::from_state(relay, hand);
         Ok(Self {
             marked: relay.marks(),
-            is_shared,
+            // Who gave it, or was to take it, may be stopped and still have its copies.
+            is_shared: true,
             relay,
             client: Socket::register(client).map_err(Unfit::Socket)?,
             backend: Socket::register(backend).map_err(Unfit::Socket)?,

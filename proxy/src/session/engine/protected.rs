@@ -1,5 +1,6 @@
 //! An engine whose session is to outlive its process: all bytes on their way are in two pipes of its own, which others hold
-//! as well as its sockets. So nothing is said by closing them; each end is said by a call.
+//! as well as its sockets. So nothing is said by closing them; each end is said by a call. (So it is with every session that
+//! has moved, or was to move.)
 
 use std::os::fd::{AsFd, BorrowedFd};
 

@@ -211,3 +211,21 @@ fn crash(how: &str) {
     };
     std::thread::spawn(crashes).join().unwrap();
 }
+
+/// What workers and keepers of other versions read and write.
+#[test]
+fn the_words_are_what_they_were() {
+    use super::words::{Down, Up, decode, encode};
+    fn is_written<T>(word: &T, text: &str)
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        assert_eq!(String::from_utf8(encode(word).unwrap()).unwrap(), text);
+        assert_eq!(decode::<T>(text.as_bytes()).unwrap(), *word);
+    }
+    let place = r#""place":{"segment":1,"index":7}"#;
+    is_written(&Up::Deposit(deposit(9)), &format!(r#"{{"type":"deposit","id":9,{place},"thread":3}}"#));
+    is_written(&Up::Withdraw { id: 9, place: PLACE }, &format!(r#"{{"type":"withdraw","id":9,{place}}}"#));
+    is_written(&Down::Held { count: 2 }, r#"{"type":"held","count":2}"#);
+    is_written(&Down::Refused(Refused { id: 9, thread: 3 }), r#"{"type":"refused","id":9,"thread":3}"#);
+}

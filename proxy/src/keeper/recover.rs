@@ -9,6 +9,7 @@ use handoff::transfer::{self, Giver, Item, Role, Verdict};
 use handoff::vault::Belongings;
 use tokio::time::{Instant, timeout};
 
+use super::blame;
 use super::event::Event;
 use super::link::{Link, PathEnd};
 use super::owner::Keeper;
@@ -70,11 +71,13 @@ impl Keeper {
     /// A worker is dead. Gives the sessions that outlive it; those that it had ended, and those that have brought down too many
     /// workers, end here.
     pub(super) fn outliving(&mut self, id: u32, exit: Exit, is_over: bool) -> HashSet<u64> {
-        let worked_on = match self.vault.drain(id) {
+        let confessed = self.vault.drain(id);
+        let is_crash = confessed.is_some() || blame::is_crash(exit);
+        let worked_on = match confessed {
             Some(threads) => self.ledger.worked_on_by(id, |thread| threads.contains(&thread)),
             None => self.ledger.worked_on(id),
         };
-        let guilty = self.blame.crashed(exit, &worked_on, Instant::now());
+        let guilty = if is_crash { self.blame.crashed(&worked_on, Instant::now()) } else { Vec::new() };
         let mut outliving = HashSet::new();
         for (session, place) in self.vault.places() {
             let is_theirs = |found: &Whereabouts| found.generation == id;
@@ -95,11 +98,14 @@ impl Keeper {
     /// Gives sessions of dead workers to the one that serves, if there are any and it does. Beside the loop.
     pub(super) fn recover(&mut self) {
         let waits = self.recovery.not_before.is_some_and(|at| Instant::now() < at);
-        if !self.recovery.is_due || self.recovery.is_under_way || waits || self.retired {
+        if !self.recovery.is_due || self.recovery.is_under_way || waits || self.retired || self.apprentice.is_some() {
             return;
         }
-        if self.standing == Standing::ShuttingDown || self.closing || self.apprentice.is_some() {
-            return;
+        if self.standing == Standing::ShuttingDown || self.closing {
+            // No worker is started any more.
+            self.recovery.is_due = false;
+            let lost = self.lost();
+            return lost.into_iter().for_each(|lost| self.end_lost(lost));
         }
         let Some(taker) = self.serving_generation().filter(|taker| !taker.is_heirs()) else { return };
         let (to, link) = (taker.id, taker.link.clone());

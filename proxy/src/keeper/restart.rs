@@ -356,7 +356,8 @@ impl Keeper {
             _ => (Reason::WorkerCrashed, None),
         };
         // Those that are ended on purpose do not go on.
-        let is_over = reason != Reason::WorkerCrashed || self.apprentice.is_some() || self.closing;
+        let is_over =
+            reason != Reason::WorkerCrashed || self.apprentice.is_some() || self.standing == Standing::ShuttingDown;
         let outliving = self.outliving(id, exit, is_over);
         let writer = &self.writer;
         let keep = |session: u64| outliving.contains(&session);

@@ -97,7 +97,8 @@ impl Custody {
             if self.is_idle() {
                 self.begins.notified().await;
             }
-            if self.is_awaited.take() && !deposit() {
+            // Without a keeper there is nothing to wait for: the next one is told to all.
+            if self.is_awaited.take() && self.depositor.borrow().is_some() && !deposit() {
                 self.is_awaited.set(true);
             }
             let late = self.late.take();

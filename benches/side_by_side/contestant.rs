@@ -18,6 +18,8 @@ use crate::harness::peer::peer;
 use crate::harness::{Conf, Port, Proxy, until};
 
 pub(crate) const PROXYD: &str = "proxyd";
+/// The same, with sessions that outlive their worker.
+pub(crate) const SURVIVING: &str = "proxyd (survive_crash)";
 const START: Duration = Duration::from_secs(10);
 /// Debian's place for it, outside the prefix nginx is started with.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
@@ -56,21 +58,25 @@ impl Routes {
     }
 }
 
-/// proxyd, and every peer that is installed.
+/// proxyd without and with `survive_crash`, and every peer that is installed.
 pub(crate) fn start_all(backends: &Backends) -> Vec<Contestant> {
+    let own = [proxyd(backends, PROXYD), proxyd(backends, SURVIVING)];
     let peers = [haproxy(backends, false), haproxy(backends, true), nginx(backends)];
-    std::iter::once(proxyd(backends)).chain(peers.into_iter().flatten()).collect()
+    own.into_iter().chain(peers.into_iter().flatten()).collect()
 }
 
-fn proxyd(backends: &Backends) -> Contestant {
+fn proxyd(backends: &Backends, name: &str) -> Contestant {
     let routes = Routes::new(backends);
     let conf = routes.0.values().enumerate().fold(Conf::new(), |conf, (number, (port, backend))| {
-        let name = format!("r{number}");
-        conf.listener(&name, &port.to_string(), &name).pool(&name, &[*backend])
+        let route = format!("r{number}");
+        let survives = format!("survive_crash = {}", name == SURVIVING);
+        conf.listener(&route, &port.to_string(), &route)
+            .with(&format!("listeners.{route}"), &survives)
+            .pool(&route, &[*backend])
     });
     let proxy = Proxy::start(&conf.with("runtime", "threads = 2\nlog = \"warn\""));
     let version = proxy.status()["version"].as_str().unwrap_or("?").to_owned();
-    Contestant { name: "proxyd".into(), version, bulk_only: false, routes, running: Running::Proxyd(Box::new(proxy)) }
+    Contestant { name: name.into(), version, bulk_only: false, routes, running: Running::Proxyd(Box::new(proxy)) }
 }
 
 fn haproxy(backends: &Backends, splice: bool) -> Option<Contestant> {

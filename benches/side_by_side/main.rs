@@ -1,4 +1,4 @@
-//! proxyd beside HAProxy and nginx stream: `cargo bench --bench side_by_side [-- --quick] [--only WORD]`.
+//! proxyd, without and with `survive_crash`, beside HAProxy and nginx stream: `cargo bench --bench side_by_side [-- --quick] [--only WORD]`.
 //!
 //! All contestants run at once, two threads each, in front of the same backends on loopback; rounds are interleaved, so
 //! that a slow minute of the machine is everybody's. Rate is what clients saw; work per CPU-second is that work over the

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 
-use crate::contestant::{Contestant, PROXYD};
+use crate::contestant::{Contestant, PROXYD, SURVIVING};
 use crate::workload::Scale;
 
 #[derive(Debug, Clone, Copy)]
@@ -56,14 +56,18 @@ impl Table {
         line(text, format_args!(""));
     }
 
-    /// proxyd against the best of the others.
+    /// proxyd against the best of the others, and with `survive_crash` against itself without.
     fn write_ratio(&self, text: &mut String, what: &str, value: fn(&Measured) -> f64) {
-        let (own, others): (Vec<_>, Vec<_>) = self.rows.iter().partition(|(name, _)| name == PROXYD);
+        let of = |own: &str| self.rows.iter().find(|(name, _)| name == own).map(|(_, rounds)| median(rounds, value));
+        let others = self.rows.iter().filter(|(name, _)| name != PROXYD && name != SURVIVING);
         let better = if self.less_is_better { f64::min } else { f64::max };
-        let best = others.iter().map(|(_, rounds)| median(rounds, value)).reduce(better);
-        let own = own.first().map(|(_, rounds)| median(rounds, value));
-        if let (Some(own), Some(best)) = (own, best) {
+        let best = others.map(|(_, rounds)| median(rounds, value)).reduce(better);
+        let Some(own) = of(PROXYD) else { return };
+        if let Some(best) = best {
             line(text, format_args!("\nproxyd has {:.2} times the {what} of the best of the others.", own / best));
+        }
+        if let Some(surviving) = of(SURVIVING) {
+            line(text, format_args!("With `survive_crash` it has {:.2} times its own.", surviving / own));
         }
     }
 }

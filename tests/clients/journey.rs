@@ -5,43 +5,79 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
-use crate::harness::{Conf, Port, Proxy, Starter, slim, until};
+use nix::sys::signal::Signal;
+
+use crate::harness::child::Process;
+use crate::harness::{Conf, Following, Port, Proxy, Starter, slim, until};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What comes again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trial {
+    Upgrades,
+    /// SIGKILL to the worker, whose sessions survive it.
+    Kills,
+}
 
 /// A proxy in front of one service, and how many connections its clients keep open through it.
 pub(crate) struct Journey {
     proxy: Proxy,
     port: Port,
     connections: u64,
+    trial: Trial,
 }
 
 impl Journey {
-    pub(crate) fn start(service: SocketAddr, connections: u64) -> Self {
+    pub(crate) fn start(service: SocketAddr, connections: u64, trial: Trial) -> Self {
         let port = Port::reserve();
         let conf = Conf::simple(&port, &[service]).with("drain", "timeout = \"1h\"");
-        Self { proxy: Starter::with_binary(&conf, slim()).start(), port, connections }
+        let conf = match trial {
+            Trial::Upgrades => conf,
+            Trial::Kills => {
+                conf.with("listeners.main", "survive_crash = true").with("runtime", "restart_backoff = \"off\"")
+            }
+        };
+        Self { proxy: Starter::with_binary(&conf, slim()).start(), port, connections, trial }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.port.address()
     }
 
-    /// Upgrade after upgrade. `goes_on` returns when the clients have done something since it was called, and panics if
+    /// Goes through all of it. `goes_on` returns when the clients have done something since it was called, and panics if
     /// they cannot.
-    pub(crate) fn upgrades(&self, mut goes_on: impl FnMut()) {
+    pub(crate) fn go(&self, mut goes_on: impl FnMut()) {
         goes_on();
         let opened = self.opened();
-        for _ in 0..upgrades() {
-            let report = self.proxy.ctl_json(&["upgrade", "--probation", "0s"]);
-            goes_on();
-            assert_eq!((&report["result"], &report["sessions"]["left"]), (&"committed".into(), &0.into()), "{report}");
-            assert_eq!(report["sessions"]["moved"], self.connections, "{report}");
+        match self.trial {
+            Trial::Upgrades => self.upgrades(&mut goes_on),
+            Trial::Kills => self.kills(&mut goes_on),
         }
         assert_eq!(self.opened(), opened, "somebody has connected again");
         until("the old generations have ended", DEADLINE, || {
             self.proxy.status()["generations"].as_array().unwrap().len() == 1
         });
+    }
+
+    fn upgrades(&self, goes_on: &mut impl FnMut()) {
+        for _ in 0..if is_long() { 50 } else { 5 } {
+            let report = self.proxy.ctl_json(&["upgrade", "--probation", "0s"]);
+            goes_on();
+            assert_eq!((&report["result"], &report["sessions"]["left"]), (&"committed".into(), &0.into()), "{report}");
+            assert_eq!(report["sessions"]["moved"], self.connections, "{report}");
+        }
+    }
+
+    fn kills(&self, goes_on: &mut impl FnMut()) {
+        let (kills, following) = (if is_long() { 20 } else { 3 }, Following::start(&self.proxy));
+        for _ in 0..kills {
+            Process::of(self.proxy.serving_pid()).expect("it lives").signal(Signal::SIGKILL);
+            following.until("a worker in its place", DEADLINE, |event| event["event"] == "worker_restarted");
+            goes_on();
+        }
+        let count = |result| self.proxy.metrics().count("proxyd_sessions_recovered_total", &[("result", result)]);
+        assert_eq!((count("recovered"), count("lost")), (kills * self.connections, 0));
     }
 
     /// Connections so far. A client may have opened more at first, such as one to ask for the server's version.
@@ -50,10 +86,6 @@ impl Journey {
         assert_eq!(count("proxyd_sessions_active"), self.connections);
         count("proxyd_sessions_total")
     }
-}
-
-fn upgrades() -> u32 {
-    if is_long() { 50 } else { 5 }
 }
 
 fn is_long() -> bool {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::child::Guarded;
 use crate::harness::service;
-use crate::journey::{Journey, Stop, until_more};
+use crate::journey::{Journey, Stop, Trial, until_more};
 
 /// One transaction after the other; each answers with the connection it was made on and the counter.
 fn count(mut to: ChildStdin, from: ChildStdout, stop: &AtomicBool, made: &AtomicU64) {
@@ -25,7 +25,16 @@ fn count(mut to: ChildStdin, from: ChildStdout, stop: &AtomicBool, made: &Atomic
 }
 
 #[test]
-fn a_mariadb_counter_misses_nothing() {
+fn a_mariadb_counter_goes_through_upgrades() {
+    counter(Trial::Upgrades);
+}
+
+#[test]
+fn a_mariadb_counter_goes_through_kills() {
+    counter(Trial::Kills);
+}
+
+fn counter(trial: Trial) {
     let Some(mariadb) = service::MariaDb::start() else { return };
     let sql = |words: &[&str]| {
         let done = mariadb.client(mariadb.address(), words).output().unwrap();
@@ -33,7 +42,7 @@ fn a_mariadb_counter_misses_nothing() {
         String::from_utf8_lossy(&done.stdout).trim().to_owned()
     };
     sql(&["-e", "create database d; create table d.c (n bigint) engine = innodb; insert into d.c values (0)"]);
-    let journey = Journey::start(mariadb.address(), 1);
+    let journey = Journey::start(mariadb.address(), 1, trial);
     let words = ["--unbuffered", "--skip-reconnect", "-D", "d"];
     let mut client = mariadb.client(journey.address(), &words);
     let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -45,7 +54,7 @@ fn a_mariadb_counter_misses_nothing() {
         let _client = client;
         let stopped = Stop(&stop);
         let counting = scope.spawn(|| count(to, from, &stop, &made));
-        journey.upgrades(|| until_more("transactions", &counting, 50, || made.load(Ordering::Acquire)));
+        journey.go(|| until_more("transactions", &counting, 50, || made.load(Ordering::Acquire)));
         drop(stopped);
         counting.join().unwrap();
     });

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::child::Guarded;
 use crate::harness::{service, until, until_moment};
-use crate::journey::{DEADLINE, Journey, Stop, until_more};
+use crate::journey::{DEADLINE, Journey, Stop, Trial, until_more};
 
 /// Each number once, in order.
 fn hear(from: ChildStdout, heard: &AtomicU64) {
@@ -32,9 +32,18 @@ fn say(mut to: ChildStdin, stop: &AtomicBool) -> u64 {
 }
 
 #[test]
-fn mqtt_messages_arrive_once_and_in_order() {
+fn mqtt_messages_go_through_upgrades_in_order() {
+    messages(Trial::Upgrades);
+}
+
+#[test]
+fn mqtt_messages_go_through_kills_in_order() {
+    messages(Trial::Kills);
+}
+
+fn messages(trial: Trial) {
     let Some(broker) = service::Mosquitto::start() else { return };
-    let journey = Journey::start(broker.address(), 2);
+    let journey = Journey::start(broker.address(), 2, trial);
     let client = |program, words: &[&str]| broker.client(program, journey.address(), words);
     let Some(mut subscriber) = client("mosquitto_sub", &["-q", "1", "-t", "numbers"]) else { return };
     let mut subscriber = subscriber.stdout(Stdio::piped()).spawn().unwrap();
@@ -51,7 +60,7 @@ fn mqtt_messages_arrive_once_and_in_order() {
         let (ended, stopped) = (subscriber, Stop(&stop));
         let hearing = scope.spawn(|| hear(from, &heard));
         let saying = scope.spawn(|| say(to, &stop));
-        journey.upgrades(|| until_more("messages", &hearing, 100, || heard.load(Ordering::Acquire)));
+        journey.go(|| until_more("messages", &hearing, 100, || heard.load(Ordering::Acquire)));
         drop(stopped);
         let said = saying.join().unwrap();
         until("all have arrived", DEADLINE, || heard.load(Ordering::Acquire) == said);

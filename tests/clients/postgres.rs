@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::child::send;
 use crate::harness::{peer, service, until};
-use crate::journey::{DEADLINE, Journey};
+use crate::journey::{DEADLINE, Journey, Trial};
 
 const CLIENTS: u64 = 8;
 
@@ -17,12 +17,21 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn the_books_of_pgbench_balance_and_no_client_is_lost() {
+fn the_books_of_pgbench_balance_after_upgrades() {
+    books(Trial::Upgrades);
+}
+
+#[test]
+fn the_books_of_pgbench_balance_after_kills() {
+    books(Trial::Kills);
+}
+
+fn books(trial: Trial) {
     let (Some(postgres), Some(_)) = (service::Postgres::start(), peer("pgbench")) else { return };
     let own = postgres.address();
     let ask = |sql: &str| text(&postgres.client("psql", own, &["-qAtc", sql]).unwrap().output().unwrap());
     text(&postgres.client("pgbench", own, &["-i", "-s", "1", "-q"]).unwrap().output().unwrap());
-    let journey = Journey::start(own, CLIENTS);
+    let journey = Journey::start(own, CLIENTS, trial);
     let words = ["-c", &CLIENTS.to_string(), "-j", "1", "-T", "3600", "-n", "--random-seed=7"];
     let mut bench = postgres.client("pgbench", journey.address(), &words).unwrap();
     let bench = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -31,7 +40,7 @@ fn the_books_of_pgbench_balance_and_no_client_is_lost() {
     let output = thread::scope(|scope| {
         let waiting = scope.spawn(|| bench.wait_with_output().unwrap());
         let end = End(pid);
-        journey.upgrades(|| {
+        journey.go(|| {
             let goal = made() + 40;
             until("transactions are made", DEADLINE, || {
                 assert!(!waiting.is_finished(), "pgbench has ended");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crate::harness::service;
-use crate::journey::{DEADLINE, Journey, Stop, until_more};
+use crate::journey::{DEADLINE, Journey, Stop, Trial, until_more};
 
 /// Raises the counter by one, again and again: each answer is one more than the one before.
 fn count(address: SocketAddr, stop: &AtomicBool, made: &AtomicU64) {
@@ -22,14 +22,23 @@ fn count(address: SocketAddr, stop: &AtomicBool, made: &AtomicU64) {
 }
 
 #[test]
-fn a_redis_counter_misses_nothing() {
+fn a_redis_counter_goes_through_upgrades() {
+    counter(Trial::Upgrades);
+}
+
+#[test]
+fn a_redis_counter_goes_through_kills() {
+    counter(Trial::Kills);
+}
+
+fn counter(trial: Trial) {
     let Some(redis) = service::Redis::start() else { return };
-    let journey = Journey::start(redis.address(), 1);
+    let journey = Journey::start(redis.address(), 1, trial);
     let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let stopped = Stop(&stop);
         let client = scope.spawn(|| count(journey.address(), &stop, &made));
-        journey.upgrades(|| until_more("increments", &client, 200, || made.load(Ordering::Acquire)));
+        journey.go(|| until_more("increments", &client, 200, || made.load(Ordering::Acquire)));
         drop(stopped);
     });
     let counted = redis.cli(redis.address(), &["GET", "n"]).stdout;

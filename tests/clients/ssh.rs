@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::harness::child::Guarded;
 use crate::harness::seeded::Bytes;
 use crate::harness::{service, until};
-use crate::journey::{DEADLINE, Journey, Stop, until_more};
+use crate::journey::{DEADLINE, Journey, Stop, Trial, until_more};
 
 /// Above what SSH puts into one of its packets (32 KiB).
 const BLOCK: usize = 100_000;
@@ -39,9 +39,18 @@ fn receive(mut from: ChildStdout, seed: u64, received: &AtomicU64) {
 }
 
 #[test]
-fn a_stream_through_ssh_comes_back_whole() {
+fn a_stream_through_ssh_goes_through_upgrades() {
+    stream(Trial::Upgrades);
+}
+
+#[test]
+fn a_stream_through_ssh_goes_through_kills() {
+    stream(Trial::Kills);
+}
+
+fn stream(trial: Trial) {
     let Some(sshd) = service::Sshd::start() else { return };
-    let journey = Journey::start(sshd.address(), 1);
+    let journey = Journey::start(sshd.address(), 1, trial);
     let Some(mut ssh) = sshd.client("ssh", journey.address()) else { return };
     let mut ssh = ssh.arg("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (to, from) = (ssh.stdin.take().unwrap(), ssh.stdout.take().unwrap());
@@ -51,7 +60,7 @@ fn a_stream_through_ssh_comes_back_whole() {
         let stopped = Stop(&stop);
         let sending = scope.spawn(|| send(to, seed, &stop));
         let receiving = scope.spawn(|| receive(from, seed, &received));
-        journey.upgrades(|| until_more("bytes", &receiving, 3_000_000, || received.load(Ordering::Acquire)));
+        journey.go(|| until_more("bytes", &receiving, 3_000_000, || received.load(Ordering::Acquire)));
         drop(stopped);
         let sent = sending.join().unwrap();
         receiving.join().unwrap();
@@ -65,9 +74,18 @@ fn a_stream_through_ssh_comes_back_whole() {
 const FILE: usize = 40_000_000;
 
 #[test]
-fn files_by_sftp_arrive_whole() {
+fn files_by_sftp_go_through_upgrades() {
+    files(Trial::Upgrades);
+}
+
+#[test]
+fn files_by_sftp_go_through_kills() {
+    files(Trial::Kills);
+}
+
+fn files(trial: Trial) {
     let Some(sshd) = service::Sshd::start() else { return };
-    let journey = Journey::start(sshd.address(), 1);
+    let journey = Journey::start(sshd.address(), 1, trial);
     let place = tempfile::tempdir().unwrap();
     let original = place.path().join("original");
     let mut bytes = vec![0; FILE];
@@ -90,7 +108,7 @@ fn files_by_sftp_arrive_whole() {
         fs::remove_file(&path).unwrap();
     };
     let mut round = 0;
-    journey.upgrades(|| {
+    journey.go(|| {
         // The one that was on its way in the last upgrade, and the one that is in the next.
         if round > 0 {
             arrived(round);

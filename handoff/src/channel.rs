@@ -195,6 +195,9 @@ impl fmt::Display for Peer {
     }
 }
 
+/// Bytes and descriptors of one record.
+pub(crate) type Opened = (Vec<u8>, Vec<OwnedFd>);
+
 /// What one recvmsg(2) gave.
 pub(crate) struct Record {
     /// Of the record as it was sent, which may be longer than `bytes`.
@@ -208,7 +211,7 @@ pub(crate) struct Record {
 
 impl Record {
     /// Its bytes and descriptors; `None`: the other side has closed the conversation. For words that carry no credentials.
-    pub(crate) fn open(self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, CodecError> {
+    pub(crate) fn open(self) -> Result<Option<Opened>, CodecError> {
         if self.too_long {
             return Err(CodecError::TooLong { len: self.len });
         }

@@ -139,7 +139,10 @@ impl Keeper {
         self.recovery.is_under_way = false;
         // What the new owner has taken may be lost again by now.
         self.recovery.is_due = true;
-        self.recovery.not_before = (error.is_some() || !refused.is_empty()).then(|| Instant::now() + AGAIN);
+        // A taker that has died says nothing of the next one.
+        let is_living = self.serving == Some(to);
+        let waits = is_living && (error.is_some() || !refused.is_empty());
+        self.recovery.not_before = waits.then(|| Instant::now() + AGAIN);
         for (from, sessions) in &sessions {
             let text = format!("generation {to} goes on with {sessions} sessions of generation {from}, which died");
             tracing::info!(generation = to, from, sessions, "sessions recovered");
@@ -162,7 +165,11 @@ impl Keeper {
             tracing::error!(id = lost.id, generation = to, why, "a session of a dead worker cannot go on");
             self.end_lost(lost);
         }
-        self.recovery.failures = if error.is_some() && sessions.is_empty() { self.recovery.failures + 1 } else { 0 };
+        let has_failed = is_living && error.is_some() && sessions.is_empty();
+        self.recovery.failures = if has_failed { self.recovery.failures + 1 } else { 0 };
+        if !sessions.is_empty() {
+            self.drain_newcomers(to);
+        }
         if let Some(error) = error {
             tracing::warn!(generation = to, error, "sessions of a dead worker were not all taken");
         }

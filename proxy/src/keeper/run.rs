@@ -79,7 +79,7 @@ pub enum RunError {
 /// # Errors
 /// The service could not be started.
 pub fn run(start: Start) -> Result<(), RunError> {
-    block_on(async move { Service::start(start).await?.serve().await })
+    block_on(async move { Box::pin(Service::start(start).await?.serve()).await })
 }
 
 /// Goes on from what an earlier image of this process left in the memory file of this number.
@@ -87,7 +87,7 @@ pub fn run(start: Start) -> Result<(), RunError> {
 /// # Errors
 /// It cannot be gone on from: workers serve on without a keeper.
 pub fn resume(estate: RawFd) -> Result<(), RunError> {
-    block_on(async move { Service::resume(estate)?.serve().await })
+    block_on(async move { Box::pin(Service::resume(estate)?.serve()).await })
 }
 
 fn block_on(service: impl Future<Output = Result<(), RunError>>) -> Result<(), RunError> {

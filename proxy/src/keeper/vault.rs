@@ -195,7 +195,8 @@ async fn hear(shared: Weak<Shared>, generation: u32, custodian: Rc<Custodian>) {
 }
 
 async fn hear_some(shared: &Weak<Shared>, generation: u32, custodian: &Custodian) -> Result<(), VaultError> {
-    let is_settled = custodian.settle()?;
+    // A worker that is dead hears nothing more; what it had said is all still to be read.
+    let is_settled = custodian.settle().unwrap_or(true);
     let word = tokio::select! {
         word = custodian.next() => word?,
         writable = custodian.writable(), if !is_settled => return Ok(writable?),

@@ -112,7 +112,8 @@ pub enum Notice {
         moved: u64,
         /// Those that are still with the giver, by why: a word of [`left`].
         left: BTreeMap<String, u64>,
-        /// The longest that a session stood still, from its freeze to the release of its batch, microseconds.
+        /// The longest that a session stood still, from its freeze until its batch was released or went on with the giver,
+        /// microseconds.
         longest_pause_us: u64,
         over: bool,
     },

@@ -50,7 +50,7 @@ pub struct SessionState {
     pub nagle_off: bool,
     #[serde(default)]
     pub relay: RelayState,
-    #[serde(default, flatten)]
+    #[serde(default)]
     pub(super) clocks: Clocks,
 }
 

@@ -66,6 +66,7 @@ pub(super) struct Over {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Clocks {
+    /// Since when one direction is over.
     half_closed_ms: Option<u64>,
     stuck: Option<Stuck>,
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::order::{Line, Order, Silent, Which};
 use crate::config::order::{Notice, left};
-use crate::session::{Carried, Census, clock};
+use crate::session::{Census, clock};
 use batch::Batch;
 use tally::Tally;
 
@@ -29,7 +29,7 @@ use tally::Tally;
 const ANSWERED: Duration = Duration::from_secs(2);
 
 /// For the taker to be at the other end: the keeper tells it first.
-const OPENED: Duration = Duration::from_secs(5);
+const OPENED: Duration = Duration::from_secs(3);
 
 /// Batches on their way at a time. A third would stand still longer than it takes to fill it.
 const AHEAD: usize = 2;
@@ -79,7 +79,8 @@ pub(super) async fn run(start: Start) {
         Ok(giver) => giver,
         Err(error) => {
             tracing::warn!(path, %error, "no session can move: there is no worker at the other end");
-            let left = Tally::default().left(&HashSet::new(), census.live(), Some(left::PEER_GONE));
+            let why = if matches!(error, HandoffError::Deadline { .. }) { left::TIMEOUT } else { left::PEER_GONE };
+            let left = Tally::default().left(&HashSet::new(), census.live(), Some(why));
             return tell(Notice::Moved { path, moved: 0, left, longest_pause_us: 0, over: true });
         }
     };
@@ -153,10 +154,10 @@ impl Give {
     async fn round(&mut self) -> Result<(), End> {
         let mut threads: VecDeque<usize> = (0..self.lines.len()).collect();
         while let Some(thread) = threads.pop_front() {
+            self.settle_to(AHEAD - 1).await?;
             if self.is_stalled() || self.is_full() {
                 break;
             }
-            self.settle_to(AHEAD - 1).await?;
             if self.freeze(thread).await? {
                 threads.push_back(thread);
             }
@@ -180,7 +181,10 @@ impl Give {
         self.packed.extend((!batch.is_empty()).then_some(batch));
         while !self.packed.is_empty() {
             self.settle_to(AHEAD - 1).await?;
-            if let Some(batch) = self.packed.pop_front() {
+            let Some(batch) = self.packed.pop_front() else { break };
+            if self.is_stalled() {
+                self.resume_but(batch, &HashSet::new()).await;
+            } else {
                 self.offer(batch).await?;
             }
         }
@@ -196,7 +200,7 @@ impl Give {
         let Some(batch) = self.open.last() else { return Ok(()) };
         match tokio::time::timeout_at(batch.due, self.giver.offer(batch.number, batch.items())).await {
             Ok(Ok(())) => {
-                self.room = self.room.map(|room| room.saturating_sub(batch.descriptors()));
+                self.room = self.room.map(|room| room.saturating_sub(batch.descriptors_but(&HashSet::new())));
                 Ok(())
             }
             Ok(Err(error)) if error.is_unsent() => {
@@ -241,21 +245,23 @@ impl Give {
             _ => HashSet::new(),
         };
         let told = if gone.is_empty() { self.giver.withdraw(number).await } else { self.giver.release(number).await };
+        self.tally.moved += gone.len() as u64;
         if !gone.is_empty() {
-            self.tally.moved(gone.len(), clock::exact_ns().saturating_sub(batch.begun_ns));
+            self.tally.stood_still(clock::exact_ns().saturating_sub(batch.begun_ns));
         }
         for (id, why) in batch.refused(&verdicts) {
             self.tally.failed(id, why);
         }
-        let (thread, stay) = (batch.thread, batch.into_carried_but(&gone));
-        self.resume(thread, stay).await;
+        self.resume_but(batch, &gone).await;
         Ok(told?)
     }
 
     async fn withdraw(&mut self, batch: Batch) -> Result<(), End> {
         tracing::warn!(batch = batch.number, "the other worker does not answer; its sessions go on here");
-        let told = tokio::time::timeout(ANSWERED, self.giver.withdraw(batch.number)).await;
+        let number = batch.number;
+        // They need not wait until the taker knows: without a release it touches nothing.
         self.give_up(Some(batch), left::TIMEOUT).await;
+        let told = tokio::time::timeout(ANSWERED, self.giver.withdraw(number)).await;
         Ok(told.unwrap_or(Err(HandoffError::Deadline { step: "withdraw", after: ANSWERED }))?)
     }
 
@@ -263,25 +269,27 @@ impl Give {
     async fn give_up(&mut self, batch: Option<Batch>, why: &'static str) {
         let Some(batch) = batch else { return };
         batch.ids().for_each(|id| self.tally.failed(id, why));
-        let thread = batch.thread;
-        self.resume(thread, batch.into_carried_but(&HashSet::new())).await;
+        self.resume_but(batch, &HashSet::new()).await;
     }
 
     async fn take_all_back(&mut self) {
         for batch in self.packed.drain(..).chain(self.open.drain(..)).collect::<Vec<_>>() {
-            let thread = batch.thread;
-            self.resume(thread, batch.into_carried_but(&HashSet::new())).await;
+            self.resume_but(batch, &HashSet::new()).await;
         }
     }
 
-    /// These sockets have no other place to go: there is no deadline.
-    async fn resume(&self, thread: usize, carried: Vec<Carried>) {
+    /// Goes on here with what did not go. These sockets have no other place: there is no deadline.
+    async fn resume_but(&mut self, batch: Batch, gone: &HashSet<u64>) {
+        self.room = self.room.map(|room| room + batch.descriptors_but(gone));
+        let (thread, begun_ns) = (batch.thread, batch.begun_ns);
+        let carried = batch.into_carried_but(gone);
         if carried.is_empty() {
             return;
         }
         if let Some(line) = self.lines.get(thread) {
             line.insist(|answer| Order::Resume { carried, answer }).await;
         }
+        self.tally.stood_still(clock::exact_ns().saturating_sub(begun_ns));
     }
 
     async fn wait(&mut self, pause: Duration) -> Result<(), End> {
@@ -289,6 +297,7 @@ impl Give {
             // Nothing is open: only the end of the path is news.
             answer = self.giver.next() => answer.map(drop).map_err(Into::into),
             () = self.stop.cancelled() => Err(End::Stopped),
+            () = self.census.emptied() => Ok(()),
             () = sleep(pause) => Ok(()),
         }
     }

@@ -53,8 +53,10 @@ impl Batch {
         self.items.iter().map(|item| item.id)
     }
 
-    pub(super) fn descriptors(&self) -> u64 {
-        self.items.iter().map(|item| 2 + 2 * item.pipes.iter().flatten().count() as u64).sum()
+    /// What the taker needs for it, but for these sessions: a pipe has two ends there.
+    pub(super) fn descriptors_but(&self, gone: &HashSet<u64>) -> u64 {
+        let items = self.items.iter().filter(|item| !gone.contains(&item.id));
+        items.map(|item| 2 + 2 * item.pipes.iter().flatten().count() as u64).sum()
     }
 
     /// Those that were taken, each with its thread there.

@@ -24,8 +24,8 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn moved(&mut self, sessions: usize, pause_ns: u64) {
-        self.moved += sessions as u64;
+    /// Nanoseconds, until the sessions of a batch went on, at either end.
+    pub(super) fn stood_still(&mut self, pause_ns: u64) {
         self.longest_us = self.longest_us.max(pause_ns / 1_000);
     }
 

@@ -19,6 +19,7 @@ fn order(scope: Scope, timeout: u64, spread: u64) -> DrainOrder {
         close: ForcedClose::Reset,
         reason: Reason::DrainForced,
         cause: Cause::Drain,
+        begun_ms: None,
     }
 }
 

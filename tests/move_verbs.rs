@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use harness::child::Process;
 use harness::client::wait_all_ended;
 use harness::{Client, Conf, End, Port, Proxy, Starter, Steady, Tagged, slim, until};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -275,6 +277,55 @@ fn what_the_new_configuration_removes_drains_in_the_new_generation() {
     assert!(on_gone.iter_mut().all(|client| client.wait_end() == End::Reset));
     on_kept.echo("not meant");
     alone(&proxy, 2, 1);
+}
+
+/// The new worker hangs before it takes anything: the old one goes on after two seconds. Then it dies, and the next one takes all.
+#[test]
+fn a_taker_that_hangs_and_dies_in_the_middle_of_the_move_costs_nothing() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let proxy = start(&Conf::simple(&port, &[backend.address()]).with("drain", "timeout = \"1h\""));
+    let mut sessions: Vec<Steady> = (0..5).map(|_| Steady::open(port.address())).collect();
+    let before = identities(&proxy);
+    let (caller, taker) = stopped_in_the_move(&proxy);
+    sessions.iter_mut().for_each(Steady::assert_alive);
+    let refused = proxy.ctl(&["reload"]);
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is at step move"), "{refused:?}");
+    taker.signal(Signal::SIGKILL);
+    let told = caller.wait_with_output().unwrap();
+    assert!(told.status.success(), "{told:?}");
+    alone(&proxy, 3, 5);
+    assert_eq!(identities(&proxy), before);
+    sessions.iter_mut().for_each(Steady::assert_alive);
+    let metrics = proxy.metrics();
+    assert_eq!(metrics.count("proxyd_sessions_moved_total", &[("result", "moved")]), 5);
+    assert_eq!(metrics.count("proxyd_upgrades_total", &[("result", "committed")]), 1);
+}
+
+#[test]
+fn a_shutdown_in_the_middle_of_the_move_commits_and_drains() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let mut proxy = start(&Conf::simple(&port, &[backend.address()]));
+    let mut session = Steady::open(port.address());
+    let (caller, _taker) = stopped_in_the_move(&proxy);
+    proxy.signal(Signal::SIGTERM);
+    let told = caller.wait_with_output().unwrap();
+    assert!(told.status.success(), "{told:?}");
+    session.assert_alive();
+    drop(session);
+    // The one that hangs is killed.
+    assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(0), "{}", proxy.stderr());
+}
+
+/// An upgrade at its step `move`, whose new worker was stopped just before.
+fn stopped_in_the_move(proxy: &Proxy) -> (Child, Process) {
+    let mut command = proxy.ctl_command(&["--json", "upgrade", "--probation", "1s"]);
+    let caller = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it is on probation", DEADLINE, || proxy.status()["upgrade"]["step"] == "probation");
+    let taker = Process::of(proxy.serving_pid()).unwrap();
+    taker.signal(Signal::SIGSTOP);
+    until("sessions are to move", DEADLINE, || proxy.status()["upgrade"]["step"] == "move");
+    (caller, taker)
 }
 
 /// Its backend takes no connections yet: the queue is full. When it does, the session follows the others.

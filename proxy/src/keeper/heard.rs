@@ -38,6 +38,11 @@ impl Heard {
         }
     }
 
+    /// Two heartbeats are missed, as far as the line tells; whether the loop has kept time is another question.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last) >= LATE
+    }
+
     /// Since its process began.
     pub(super) fn searches(&self) -> Searches {
         self.minute.back().map_or_else(Searches::default, |(_, searches)| *searches)

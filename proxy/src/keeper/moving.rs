@@ -41,6 +41,8 @@ struct Path {
     is_settled: bool,
     /// It has ended: when another one may be laid.
     again: Option<Instant>,
+    /// Paths before this one, to the same generation, over which nothing has gone.
+    failures: u32,
 }
 
 /// What has become of the sessions of one generation.
@@ -53,8 +55,10 @@ pub(super) struct Moved {
 
 /// Longest wait for sessions to go before the rest drains; a batch that is not taken has 2 s.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two paths from the same generation to the same one, where the first has ended early.
+/// Between two paths from the same generation to the same one, where the first has ended early; twice as long each time that
+/// nothing has gone, up to the last.
 const AGAIN: Duration = Duration::from_secs(5);
+const AT_LAST: Duration = Duration::from_secs(60);
 
 /// Why sessions are left, beside the words of the worker: one of the two knows no paths.
 const OLDER_VERSION: &str = "older_version";
@@ -71,6 +75,21 @@ impl Moving {
     pub(super) fn number(&mut self) -> u64 {
         self.last += 1;
         self.last
+    }
+}
+
+impl Path {
+    /// It has ended. Says whether it did because the taker has died, most likely, of which we are about to hear.
+    fn ends(&mut self, is_taker_lost: bool) -> bool {
+        let is_sudden = is_taker_lost && self.failures == 0;
+        let pause = AGAIN.saturating_mul(1 << self.failures.min(8)).min(AT_LAST);
+        self.again = Some(Instant::now() + if is_sudden { LAST_WORDS } else { pause });
+        is_sudden
+    }
+
+    /// Of the next one to the same generation.
+    fn next_failures(&self) -> u32 {
+        if self.moved == 0 { self.failures + 1 } else { 0 }
     }
 }
 
@@ -113,14 +132,10 @@ impl Keeper {
 
     pub(super) async fn stopped(&mut self, id: u32, drain: Drain, confirmed: bool) {
         let Some(generation) = self.generations.get_mut(&id) else { return };
-        generation.is_stopping = false;
-        if confirmed {
-            let moves = !generation.stays;
-            return self.part(id, drain, moves).await;
-        }
-        // It hangs: what it has can go when it wakes.
-        generation.parting = Some(Parting::within(Duration::ZERO, drain));
-        self.has_parted(id).await;
+        // One that has not confirmed it finds the order before all that follow.
+        generation.is_stopping = !confirmed;
+        let moves = !generation.stays;
+        self.part(id, drain, moves).await;
     }
 
     /// The sessions of a generation that polls no more go to the one that serves, if they move; then what is left drains.
@@ -128,14 +143,21 @@ impl Keeper {
         let patience = PATIENCE.min(self.config().upgrade.ready_timeout);
         let Some(generation) = self.generations.get_mut(&id) else { return };
         // One that hangs is not waited for: what it has can go when it wakes.
-        let is_silent = self.watch.silence(&generation.link.heard(), Instant::now()) >= SILENCE;
-        let patience = if is_silent { Duration::ZERO } else { patience };
+        let (now, was_silent) = (Instant::now(), std::mem::take(&mut generation.is_stopping));
+        let hangs = {
+            let heard = generation.link.heard();
+            (was_silent && heard.is_late(now)) || self.watch.silence(&heard, now) >= SILENCE
+        };
+        let patience = if hangs { Duration::ZERO } else { patience };
         generation.stays |= !moves;
         generation.parting = Some(Parting::within(patience, drain));
         if generation.state != State::Failed {
             generation.state = State::Draining;
         }
         self.move_all().await;
+        if hangs {
+            self.is_late(id).await;
+        }
     }
 
     /// Every generation that polls no more has a path to the one that serves, as long as it has sessions.
@@ -195,7 +217,9 @@ impl Keeper {
         self.moving.last += 1;
         let id = self.moving.last;
         let upgrade = self.upgrade_of(giver);
-        let path = Path { id, to: taker, upgrade, moved: 0, is_settled: false, again: None };
+        let before = self.moving.paths.get(&giver).filter(|path| path.to == taker && path.again.is_some());
+        let failures = before.map_or(0, Path::next_failures);
+        let path = Path { id, to: taker, upgrade, moved: 0, is_settled: false, again: None, failures };
         self.moving.paths.insert(giver, path);
         tracing::debug!(path = id, from = giver, to = taker, "a path for sessions");
         let events = self.events.clone();
@@ -216,7 +240,7 @@ impl Keeper {
 
     pub(super) async fn path_lost(&mut self, giver: u32, path: u64, why: &str) {
         let Some(known) = self.moving.paths.get_mut(&giver).filter(|known| known.id == path) else { return };
-        known.again = Some(Instant::now() + AGAIN);
+        known.ends(false);
         tracing::warn!(generation = giver, to = known.to, why, "no path for its sessions");
         self.has_parted(giver).await;
     }
@@ -227,11 +251,7 @@ impl Keeper {
         let Some(known) = self.moving.paths.get_mut(&giver).filter(|known| known.id == path) else { return };
         let is_first = !std::mem::replace(&mut known.is_settled, true);
         let more = moved.saturating_sub(std::mem::replace(&mut known.moved, moved));
-        let is_taker_lost = over && left.contains_key(left::PEER_GONE);
-        if over {
-            // Who takes has died, most likely, which we are about to hear.
-            known.again = Some(Instant::now() + if is_taker_lost { LAST_WORDS } else { AGAIN });
-        }
+        let is_taker_lost = over && known.ends(left.contains_key(left::PEER_GONE));
         let (to, upgrade) = (known.to, known.upgrade);
         let moved = Moved { moved: more, left, longest_pause: Duration::from_micros(longest_pause_us) };
         self.count(&moved, is_first);
@@ -297,15 +317,23 @@ impl Keeper {
         let is_late = |generation: &&Generation| generation.parting.is_some_and(|parting| parting.until <= now);
         let late: Vec<u32> = self.generations.values().filter(is_late).map(|generation| generation.id).collect();
         for giver in late {
-            let is_settled = self.moving.paths.get(&giver).is_some_and(|path| path.is_settled);
-            let sessions = self.sessions_of(giver);
-            if !is_settled && sessions > 0 {
-                tracing::warn!(generation = giver, sessions, "its sessions did not move in time; they drain");
-                self.is_left(giver, Some(left::TIMEOUT), sessions);
-            }
-            self.has_parted(giver).await;
+            self.is_late(giver).await;
         }
         self.move_all().await;
+    }
+
+    /// Its sessions have had their time.
+    async fn is_late(&mut self, giver: u32) {
+        let waits = self.generations.get(&giver).is_some_and(|generation| generation.parting.is_some());
+        let is_settled = self.moving.paths.get(&giver).is_some_and(|path| path.is_settled);
+        let sessions = self.sessions_of(giver);
+        if waits && !is_settled && sessions > 0 {
+            tracing::warn!(generation = giver, sessions, "its sessions did not move in time; they drain");
+            self.is_left(giver, Some(left::TIMEOUT), sessions);
+        }
+        if waits {
+            self.has_parted(giver).await;
+        }
     }
 
     /// A process has ended: it gives and takes no more.
@@ -320,5 +348,36 @@ impl Keeper {
     /// Where the sessions of this generation go now.
     pub(super) fn moves_to(&self, giver: u32) -> Option<u32> {
         self.moving.paths.get(&giver).filter(|path| path.again.is_none()).map(|path| path.to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(moved: u64, failures: u32) -> Path {
+        Path { id: 1, to: 2, upgrade: None, moved, is_settled: false, again: None, failures }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_path_that_leads_nowhere_is_laid_again_ever_less_often() {
+        let wait = |mut path: Path, lost| {
+            let is_sudden = path.ends(lost);
+            (path.again.unwrap() - Instant::now(), is_sudden, path.next_failures())
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(wait(path(0, 0), true), (LAST_WORDS, true, 1), "who takes may have died");
+        assert_eq!(wait(path(7, 0), false), (seconds(5), false, 0), "something has gone");
+        assert_eq!(wait(path(0, 1), true), (seconds(10), false, 2), "it lives, and does not take");
+        assert_eq!(wait(path(0, 9), false), (seconds(60), false, 10));
+        assert_eq!(wait(path(0, u32::MAX - 1), true).0, seconds(60));
+    }
+
+    #[test]
+    fn several_moves_of_an_upgrade_are_one_report() {
+        let left = |why: &str, count| BTreeMap::from([(why.to_owned(), count)]);
+        let mut all = Moved { moved: 5, left: left(left::PEER_GONE, 3), longest_pause: Duration::from_millis(2) };
+        all.add(Moved { moved: 2, left: left(left::CONNECTING, 1), longest_pause: Duration::from_millis(1) });
+        assert_eq!((all.moved, all.left(), all.longest_pause_ms()), (7, 1, 2.0));
     }
 }

@@ -83,6 +83,7 @@ impl Keeper {
             Err(error) => {
                 // It dies, or will find the order when it wakes.
                 tracing::warn!(generation = old, %error, "the old generation did not confirm that it stopped");
+                self.generations.get_mut(&old).into_iter().for_each(|generation| generation.is_stopping = true);
                 Duration::ZERO
             }
         }

@@ -10,7 +10,7 @@ use super::super::generation::{Deadline, State};
 use super::super::link::Link;
 use super::super::moving::PATIENCE;
 use super::super::owner::Keeper;
-use super::probation::{Before, SILENCE, Trial};
+use super::probation::{Before, Trial};
 use super::settling::Settling;
 use super::{Previous, Upgrade};
 use crate::config::Drain;
@@ -77,9 +77,9 @@ impl Keeper {
             generation.state = State::Draining;
         }
         generation.deadline = drain.timeout.map(Deadline::after);
-        let is_silent = self.watch.silence(&generation.link.heard(), Instant::now()) >= SILENCE;
+        let is_late = generation.link.heard().is_late(Instant::now());
         let orders = retirement(generation.link.clone(), id, drain);
-        if is_silent {
+        if is_late {
             // It will find the orders when it wakes; the loop does not wait for it.
             self.tasks.spawn_local(orders);
         } else {

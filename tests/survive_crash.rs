@@ -355,7 +355,8 @@ fn a_keeper_without_room_serves_unprotected_and_says_so() {
     let full = unprotected("keeper_full").unwrap();
     assert_eq!(proxy.status()["listeners"][0]["unprotected"].as_f64(), Some(full));
     let saved = protected(&proxy);
-    assert_eq!(saved + full as usize, clients.len());
+    let full = proxy.metrics().count("proxyd_sessions_unprotected", &[("listener", "main"), ("why", "keeper_full")]);
+    assert_eq!(saved as u64 + full, clients.len() as u64);
     crash(&proxy, Signal::SIGKILL);
     all_moved(&proxy);
     let mut alive = 0;

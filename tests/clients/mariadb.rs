@@ -11,12 +11,13 @@ use crate::harness::child::Guarded;
 use crate::harness::service;
 use crate::journey::{Journey, Stop, Trial, until_more};
 
-/// One transaction after the other; each answers with the connection it was made on and the counter.
+/// One transaction after the other; the connection and the counter are asked for after each, so that an answer says that it is
+/// committed.
 fn count(mut to: ChildStdin, from: ChildStdout, stop: &AtomicBool, made: &AtomicU64) {
     let mut answers = BufReader::new(from).lines();
     let mut connection = None;
     while !stop.load(Ordering::Acquire) {
-        writeln!(to, "start transaction; update c set n = n + 1; select connection_id(), n from c; commit;").unwrap();
+        writeln!(to, "start transaction; update c set n = n + 1; commit; select connection_id(), n from c;").unwrap();
         let n = made.fetch_add(1, Ordering::AcqRel) + 1;
         let answer = answers.next().expect("no end of file").unwrap();
         let (id, counter) = answer.split_once('\t').unwrap();

@@ -357,16 +357,6 @@ fn a_keeper_without_room_serves_unprotected_and_says_so() {
     let saved = protected(&proxy);
     let full = proxy.metrics().count("proxyd_sessions_unprotected", &[("listener", "main"), ("why", "keeper_full")]);
     assert_eq!(saved as u64 + full, clients.len() as u64);
-    crash(&proxy, Signal::SIGKILL);
-    all_moved(&proxy);
-    let mut alive = 0;
-    for client in &mut clients {
-        if client.ended().is_none() {
-            client.echo("still here");
-            alive += 1;
-        }
-    }
-    assert_eq!(alive, saved);
 }
 
 #[test]

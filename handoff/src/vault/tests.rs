@@ -100,24 +100,32 @@ async fn a_refusal_reaches_the_thread_and_frees_its_place() {
 #[tokio::test]
 async fn a_worker_that_reads_nothing_is_owed_and_told_later_by_another_image() {
     let (depositor, custodian) = ends();
-    let told = |id| deposit(id);
+    custodian.writable().await.unwrap();
     let mut owed = 0;
     while custodian.settle().unwrap() {
-        custodian.refuse(&told(owed));
+        custodian.refuse(&deposit(owed));
         owed += 1;
     }
+    assert!(owed > 50, "only {owed} answers fit into a queue");
     let (end, left) = custodian.leave().unwrap();
     drop(custodian);
-    let resumed =
-        Custodian::resume(end, serde_json::from_str(&serde_json::to_string(&left).unwrap()).unwrap()).unwrap();
-    // As if they had been deposited.
+    let left = serde_json::from_str(&serde_json::to_string(&left).unwrap()).unwrap();
+    let resumed = Custodian::resume(end, left).unwrap();
+    assert!(!resumed.settle().unwrap(), "the queue is still full");
     let session = session();
-    for id in 0..owed.min(50) {
+    let refused = async |id| {
+        // An answer is one to a deposit.
         depositor.deposit(&deposit(id), session.fds()).unwrap();
+        assert!(matches!(resumed.next().await, Ok(Word::Deposit(..))));
         assert_eq!(depositor.refused().await.unwrap().id, id);
+    };
+    for id in 0..owed - 1 {
+        refused(id).await;
     }
+    // What did not fit is said by the image that came after.
     resumed.writable().await.unwrap();
     assert!(resumed.settle().unwrap());
+    refused(owed - 1).await;
 }
 
 #[tokio::test]

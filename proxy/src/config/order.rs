@@ -119,6 +119,9 @@ pub enum Notice {
     },
 }
 
+/// Descriptors that whoever takes sessions keeps for itself: pipes, connections being made, accepts.
+pub const SPARED: u64 = 128;
+
 /// Why a session was not moved.
 pub mod left {
     /// It has no backend yet.
@@ -127,7 +130,7 @@ pub mod left {
     pub const ENDING: &str = "ending";
     /// The taker refused it.
     pub const REFUSED: &str = "refused";
-    /// The taker has as many sessions as it may.
+    /// The taker has no descriptors for it (of an older version also: as many sessions as it may).
     pub const NO_ROOM: &str = "no_room";
     /// The taker did not answer in time.
     pub const TIMEOUT: &str = "timeout";

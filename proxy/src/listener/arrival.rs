@@ -15,8 +15,6 @@ use crate::session::{Book, Carried, NotHeld, Seat, SessionState, Terms};
 /// Why a session of another worker is not held. It stays with that one.
 #[derive(Debug, thiserror::Error)]
 pub enum Unheld {
-    #[error("the limit of sessions of this process is reached")]
-    NoRoom,
     #[error("ledger segment {0} is not here")]
     NoSegment(u32),
     #[error("nothing can be counted in its ledger segment: {0}")]
@@ -39,8 +37,8 @@ pub(super) struct Brought {
 const BROUGHT: usize = 256;
 
 impl Floor {
-    /// Holds a session that another worker may yet keep: it counts as one here, and nothing is done to its sockets. Limits of
-    /// listeners do not turn it away: it was admitted once.
+    /// Holds a session that another worker may yet keep: it counts as one here, and nothing is done to its sockets. No limit
+    /// turns it away: it was admitted once.
     pub fn hold(&self, carried: Carried) -> Result<(), Unheld> {
         let state = &carried.state;
         let setup = self.setup();
@@ -51,8 +49,7 @@ impl Floor {
         let listener = book
             .listener(&terms)
             .ok_or_else(|| Unheld::NoNames { listener: state.listener.clone(), pool: state.pool.clone() })?;
-        let seat =
-            Seat::take(self.census(), self.thread(), &listener, self.freed(), None).map_err(|_| Unheld::NoRoom)?;
+        let seat = Seat::keep(self.census(), self.thread(), &listener, self.freed());
         Ok(self.table().hold(carried, &terms, backend, &book, &listener, seat)?)
     }
 

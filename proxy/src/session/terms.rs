@@ -110,6 +110,11 @@ impl Census {
         }
     }
 
+    /// A session that exists already: it is none more.
+    fn admit(&self) {
+        self.live.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn enter(&self) -> bool {
         let most = self.most.load(Ordering::SeqCst);
         let entered = self.live.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < most).then_some(n + 1));
@@ -148,13 +153,23 @@ impl Seat {
         }
         // Raised before it is compared, here as in every other thread: two that come together may both step back, but
         // never both stay. From here on the drop takes back both.
-        listener.gauges.raise(names::listener::HELD);
-        let (census, listener, freed) = (Arc::clone(census), Rc::clone(listener), Rc::clone(freed));
-        let seat = Self { census, thread, listener, freed, was_used: false };
+        let seat = Self::raised(census, thread, listener, freed);
         match limit {
             Some(limit) if seat.listener.held() > limit => Err(Paused::ListenerLimit),
             _ => Ok(seat),
         }
+    }
+
+    /// For a session that was admitted once, in another process: limits turn new ones away, which wait until it is below them.
+    pub fn keep(census: &Arc<Census>, thread: usize, listener: &Rc<ListenerBook>, freed: &Rc<Notify>) -> Self {
+        census.admit();
+        Self::raised(census, thread, listener, freed)
+    }
+
+    fn raised(census: &Arc<Census>, thread: usize, listener: &Rc<ListenerBook>, freed: &Rc<Notify>) -> Self {
+        listener.gauges.raise(names::listener::HELD);
+        let (census, listener, freed) = (Arc::clone(census), Rc::clone(listener), Rc::clone(freed));
+        Self { census, thread, listener, freed, was_used: false }
     }
 
     /// Its session has found a backend, or none.

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::order::{Line, Order, Silent, Which};
-use crate::config::order::{Notice, left};
+use crate::config::order::{Notice, SPARED, left};
 use crate::session::{Census, clock};
 use batch::Batch;
 use tally::Tally;
@@ -36,9 +36,6 @@ const AHEAD: usize = 2;
 
 /// Between two looks for sessions that could not move: those that connect, and those that are left for good.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-
-/// Descriptors that the taker keeps for itself: pipes, connections being made, accepts.
-const SPARED: u64 = 128;
 
 /// What a giver begins with.
 #[derive(Debug)]

@@ -11,7 +11,6 @@ use handoff::transfer::{Coming, Item, Taker, Verdict};
 use tokio::time::Instant;
 
 use super::order::{Line, Order};
-use crate::config::order::left;
 use crate::listener::Unheld;
 use crate::session::{Carried, Census};
 
@@ -162,7 +161,6 @@ fn verdict(line: &Line, answer: Result<(), Unheld>) -> Verdict {
     match answer {
         // There are fewer threads than a u16 counts.
         Ok(()) => Verdict::Taken { thread: u16::try_from(line.thread).unwrap_or(u16::MAX) },
-        Err(Unheld::NoRoom) => Verdict::Refused { why: left::NO_ROOM.to_owned() },
         Err(error) => Verdict::Refused { why: error.to_string() },
     }
 }

@@ -8,7 +8,7 @@ use handoff::transfer::{self, Coming, Taker, Verdict};
 use proxy::config::order::{Notice, left};
 use proxy::config::plan::Plan;
 use proxy::observe::names;
-use proxy::observe::reason::Reason;
+use proxy::observe::reason::{Paused, Reason};
 use proxy::worker::Plane;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
@@ -182,29 +182,38 @@ async fn what_is_connecting_follows_once_it_is_established() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_taker_without_room_leaves_the_rest_where_it_is() {
+async fn a_taker_at_its_limit_takes_what_exists_and_accepts_no_more() {
     let mut tasks = JoinSet::new();
     let address = echo(&mut tasks, "x").await;
     let rig = rig(&[address]).await;
-    let other = rig.successor(2, |plan| plan.max_sessions = 5);
+    let mut other = rig.successor(2, |plan| plan.max_sessions = 5);
     let mut clients = Vec::new();
     for _ in 0..12 {
         let mut client = rig.client().await;
         assert_eq!(read(&mut client, 1).await, b"x");
         clients.push(client);
     }
-    let mut path = Path::between(&rig.plane, &other);
-    let said = path.said().await;
-    assert_eq!((said.moved, said.left), (5, whys(&[(left::NO_ROOM, 7)])));
-    assert_eq!((rig.plane.sessions(), other.sessions()), (7, 5));
+    let said = Path::between(&rig.plane, &other).over().await;
+    assert_eq!((said.moved, said.left), (12, whys(&[])));
+    assert_eq!((rig.plane.sessions(), other.sessions()), (0, 12));
     for client in &mut clients {
         client.write_all(b"y").await.unwrap();
         assert_eq!(read(client, 1).await, b"y");
     }
-    path.stop.cancel();
-    assert_eq!(path.over().await.left, whys(&[(left::NO_ROOM, 7)]));
+    // The limit is for new ones, until enough have ended.
+    let (socket, address) = listening();
+    other.apply(Plan { max_sessions: 5, ..rig.plan.clone() }, vec![(SOCKET.into(), socket)]).await.unwrap();
+    other.poll().await.unwrap();
+    let mut waiting = soon("connect", TcpStream::connect(address)).await.unwrap();
+    until("the limit is felt", || {
+        rig.gauge(&names::listener(LISTENER), names::listener::paused(Paused::SessionLimit)) > 0
+    })
+    .await;
+    assert_eq!(other.sessions(), 12);
     drop(clients);
-    assert_eq!(ended(&rig, &other).await, [(Reason::ClientClosed, 12)]);
+    assert_eq!(read(&mut waiting, 1).await, b"x");
+    drop(waiting);
+    assert_eq!(ended(&rig, &other).await, [(Reason::ClientClosed, 13)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

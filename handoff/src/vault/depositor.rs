@@ -63,7 +63,7 @@ impl Depositor {
             self.open.fetch_sub(1, Ordering::AcqRel);
             return Err(NotDeposited::Stalled);
         }
-        self.send(&Up::Deposit(*deposit), &fds).inspect_err(|_| {
+        self.send(&Up::Deposit(deposit.clone()), &fds).inspect_err(|_| {
             self.open.fetch_sub(1, Ordering::AcqRel);
         })
     }

@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 pub use custodian::{Belongings, Custodian, Owed, Word};
 pub use depositor::{Depositor, NotDeposited};
-pub use words::{Deposit, Refused};
+pub use words::{Deposit, Refused, TERMS};
 
 use crate::codec::CodecError;
 

@@ -39,7 +39,7 @@ fn ends() -> (Depositor, Custodian) {
 }
 
 fn deposit(id: u64) -> Deposit {
-    Deposit { id, place: PLACE, thread: 3 }
+    Deposit { id, place: PLACE, thread: 3, terms: None }
 }
 
 #[tokio::test]
@@ -233,7 +233,20 @@ fn the_words_are_what_they_were() {
     }
     let place = r#""place":{"segment":1,"index":7}"#;
     is_written(&Up::Deposit(deposit(9)), &format!(r#"{{"type":"deposit","id":9,{place},"thread":3}}"#));
+    let with_terms = Deposit { terms: Some(r#"{"idle":5}"#.into()), ..deposit(9) };
+    let terms = r#""terms":"{\"idle\":5}""#;
+    is_written(&Up::Deposit(with_terms), &format!(r#"{{"type":"deposit","id":9,{place},"thread":3,{terms}}}"#));
     is_written(&Up::Withdraw { id: 9, place: PLACE }, &format!(r#"{{"type":"withdraw","id":9,{place}}}"#));
     is_written(&Down::Held { count: 2 }, r#"{"type":"held","count":2}"#);
     is_written(&Down::Refused(Refused { id: 9, thread: 3 }), r#"{"type":"refused","id":9,"thread":3}"#);
+}
+
+#[test]
+fn the_longest_terms_fit_into_a_record() {
+    use super::words::{RECORD, Up, encode};
+    let place = Place { segment: u32::MAX, index: u32::MAX };
+    let terms = format!("{}{}", "\"".repeat(TERMS / 7), "x".repeat(TERMS - TERMS / 7));
+    let longest = Deposit { id: u64::MAX, place, thread: u16::MAX, terms: Some(terms) };
+    let record = encode(&Up::Deposit(longest)).unwrap();
+    assert!(record.len() <= RECORD, "{}", record.len());
 }

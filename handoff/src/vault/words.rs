@@ -9,13 +9,16 @@ use super::VaultError;
 use crate::ledger::Place;
 
 /// Whose the descriptors are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deposit {
     pub id: u64,
     /// Of the session's record.
     pub place: Place,
     /// The data thread that deposits; it is told of a refusal.
     pub thread: u16,
+    /// What the session goes by, for who goes on with it: at most [`TERMS`] bytes. `None`: of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<String>,
 }
 
 /// A deposit that the keeper did not keep.
@@ -45,8 +48,10 @@ pub(super) enum Down {
     Refused(Refused),
 }
 
-/// Bytes of one record: the longest has 120.
+/// Bytes of one record.
 pub(super) const RECORD: usize = 512;
+/// Bytes of terms, of which one in seven may be a quote, which is escaped: with the numbers around them still one record.
+pub const TERMS: usize = 340;
 
 pub(super) fn encode(word: &impl Serialize) -> Result<Vec<u8>, VaultError> {
     serde_json::to_vec(word).map_err(VaultError::Word)

@@ -4,23 +4,23 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use handoff::ledger::{Ledger, Phase, Place, Whereabouts};
-use handoff::transfer::{self, Giver, Item, Role, Verdict};
+use handoff::ledger::{Phase, Place, Whereabouts};
 use handoff::vault::Belongings;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::blame;
 use super::event::Event;
-use super::link::{Link, PathEnd};
 use super::owner::Keeper;
 use super::reaper::Exit;
 use super::restart::count_lost;
-use super::vault::{Vault, Vaulted};
-use crate::config::{Config, Listener, TcpSettings, Timeouts};
+use crate::config::order::left;
 use crate::observe::events::Happened;
 use crate::observe::reason::Reason;
 use crate::observe::scene::Standing;
-use crate::session::{self, SessionState};
+use crate::session;
+use give::{Give, Terms};
+
+mod give;
 
 /// Sessions that are to go on elsewhere.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub(super) struct Recovery {
     failures: u32,
     /// How often a session was refused.
     refused: HashMap<u64, u32>,
+    /// Those for which the worker that serves had no descriptors, as last said.
+    waiting: usize,
 }
 
 /// What came of one try.
@@ -44,6 +46,8 @@ pub(super) struct Recovered {
     sessions: BTreeMap<u32, u64>,
     /// Not taken, and why.
     refused: Vec<(Lost, String)>,
+    /// Not offered: the worker has no descriptors for them now.
+    waiting: usize,
     /// The rest is still to be done.
     error: Option<String>,
 }
@@ -56,16 +60,28 @@ pub(super) struct Lost {
     from: u32,
 }
 
-/// A session has four descriptors, and a batch at most 200 with one for the body.
-const BATCH: usize = 49;
-/// For the worker at the other end, which has nothing else to do than to hold what it is given.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Then those that are left end: their peers have waited long enough.
 const FAILURES: u32 = 10;
 /// A worker may still hold a session that its dead giver had offered; it lets go within moments.
 const TRIES: u32 = 3;
 /// Before another try.
 const AGAIN: Duration = Duration::from_secs(1);
+
+impl Recovery {
+    /// Says whether this refusal was one too many. Want of room passes, and counts for nothing.
+    fn is_given_up(&mut self, id: u64, why: &str) -> bool {
+        if why == left::NO_ROOM {
+            return false;
+        }
+        let tries = self.refused.entry(id).or_default();
+        *tries += 1;
+        let is_over = *tries >= TRIES;
+        if is_over {
+            self.refused.remove(&id);
+        }
+        is_over
+    }
+}
 
 impl Keeper {
     /// A worker is dead. Gives the sessions that outlive it; those that it had ended, and those that have brought down too many
@@ -135,13 +151,13 @@ impl Keeper {
     }
 
     pub(super) fn recovered(&mut self, recovered: Recovered) {
-        let Recovered { to, sessions, refused, error } = recovered;
+        let Recovered { to, sessions, refused, waiting, error } = recovered;
         self.recovery.is_under_way = false;
         // What the new owner has taken may be lost again by now.
         self.recovery.is_due = true;
         // A taker that has died says nothing of the next one.
         let is_living = self.serving == Some(to);
-        let waits = is_living && (error.is_some() || !refused.is_empty());
+        let waits = is_living && (error.is_some() || !refused.is_empty() || waiting > 0);
         self.recovery.not_before = waits.then(|| Instant::now() + AGAIN);
         for (from, sessions) in &sessions {
             let text = format!("generation {to} goes on with {sessions} sessions of generation {from}, which died");
@@ -154,14 +170,12 @@ impl Keeper {
             );
         }
         self.tally.recovered("recovered", sessions.values().sum());
+        self.say_waiting(to, waiting + refused.iter().filter(|(_, why)| why == left::NO_ROOM).count());
         for (lost, why) in refused {
-            let tries = self.recovery.refused.entry(lost.id).or_default();
-            *tries += 1;
-            if *tries < TRIES {
+            if !self.recovery.is_given_up(lost.id, &why) {
                 tracing::debug!(id = lost.id, generation = to, why, "a session of a dead worker was refused");
                 continue;
             }
-            self.recovery.refused.remove(&lost.id);
             tracing::error!(id = lost.id, generation = to, why, "a session of a dead worker cannot go on");
             self.end_lost(lost);
         }
@@ -219,6 +233,16 @@ impl Keeper {
         self.happenings.tell(Happened::new("session_blamed", text).generation(generation).with("session", session));
     }
 
+    fn say_waiting(&mut self, generation: u32, sessions: usize) {
+        if std::mem::replace(&mut self.recovery.waiting, sessions) != sessions && sessions > 0 {
+            tracing::warn!(
+                generation,
+                sessions,
+                "sessions of a dead worker wait: the one that serves has no descriptors"
+            );
+        }
+    }
+
     fn end_lost(&mut self, lost: Lost) {
         self.reset(lost.id);
         self.tally.recovered("lost", 1);
@@ -229,116 +253,19 @@ impl Keeper {
     }
 }
 
-/// What sessions of each listener go by, as configured now.
-struct Terms(BTreeMap<String, (Timeouts, TcpSettings)>);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Terms {
-    fn of(config: &Config) -> Self {
-        let terms = |(name, listener): (&String, &Listener)| (name.clone(), (listener.timeouts, listener.tcp));
-        Self(config.listeners.iter().map(terms).collect())
-    }
-
-    fn of_listener(&self, name: &str) -> (Timeouts, TcpSettings) {
-        self.0.get(name).copied().unwrap_or((Timeouts::DEFAULT, TcpSettings::DEFAULT))
-    }
-}
-
-/// The keeper as a giver.
-struct Give {
-    path: u64,
-    to: u32,
-    link: Link,
-    ledger: Ledger,
-    vault: Vault,
-    terms: Terms,
-    lost: Vec<Lost>,
-}
-
-/// Sessions on their way; whatever happens, the vault has them back.
-struct Loan<'a> {
-    vault: &'a Vault,
-    lost: Vec<Lost>,
-    items: Vec<Item>,
-}
-
-impl Give {
-    async fn run(mut self) -> Recovered {
-        let mut recovered = Recovered { to: self.to, ..Recovered::default() };
-        let lost = std::mem::take(&mut self.lost);
-        if let Err(error) = self.give(&lost, &mut recovered).await {
-            recovered.error = Some(error.to_string());
+    #[test]
+    fn a_session_is_given_up_for_what_stays_and_not_for_want_of_room() {
+        let mut recovery = Recovery::default();
+        for _ in 0..20 {
+            assert!(!recovery.is_given_up(7, left::NO_ROOM));
         }
-        recovered
-    }
-
-    async fn give(&self, lost: &[Lost], recovered: &mut Recovered) -> Result<(), Box<dyn std::error::Error>> {
-        let (ours, theirs) = transfer::pair()?;
-        self.link.path(PathEnd { id: self.path, role: Role::Take, other: 0, end: theirs }).await?;
-        let uid = nix::unistd::geteuid().as_raw();
-        // The keeper is generation 0 in the ledger.
-        let mut giver = Giver::open(ours, uid, 0, Instant::now() + ANSWER).await?;
-        for (number, lost) in (1..).zip(lost.chunks(BATCH)) {
-            let loan = self.borrow(lost);
-            if loan.items.is_empty() {
-                continue;
-            }
-            giver.offer(number, &loan.items).await?;
-            let verdicts = timeout(ANSWER, giver.next()).await??.1;
-            let given = self.decide(&loan, &verdicts, recovered);
-            // Before the new owner may end one.
-            drop(loan);
-            if given { giver.release(number).await? } else { giver.withdraw(number).await? }
-        }
-        Ok(())
-    }
-
-    /// Writes the owner word of each that was taken; says whether there is any.
-    fn decide(&self, loan: &Loan<'_>, verdicts: &[Verdict], recovered: &mut Recovered) -> bool {
-        let mut given = false;
-        for (lost, verdict) in loan.lost.iter().zip(verdicts) {
-            match verdict {
-                Verdict::Taken { thread } if self.ledger.give(lost.place, lost.id, lost.from, (self.to, *thread)) => {
-                    *recovered.sessions.entry(lost.from).or_default() += 1;
-                    given = true;
-                }
-                Verdict::Taken { .. } => {}
-                Verdict::Refused { why } => recovered.refused.push((*lost, why.clone())),
-            }
-        }
-        given
-    }
-
-    fn borrow(&self, lost: &[Lost]) -> Loan<'_> {
-        let mut loan = Loan { vault: &self.vault, lost: Vec::new(), items: Vec::new() };
-        for lost in lost {
-            let Some(state) = self.state_of(lost) else { continue };
-            let Some(Vaulted { place, belongings }) = self.vault.lend(lost.id) else { continue };
-            let Belongings { client, backend, pipes } = belongings;
-            loan.lost.push(*lost);
-            let pipes = pipes.map(Some);
-            loan.items.push(Item { id: lost.id, place, state, hand: [Vec::new(), Vec::new()], client, backend, pipes });
-        }
-        loan
-    }
-
-    fn state_of(&self, lost: &Lost) -> Option<String> {
-        let snapshot = self.ledger.look(lost.place, lost.id)?;
-        let (timeouts, tcp) = self.terms.of_listener(&snapshot.listener);
-        let state = self.vault.with(lost.id, |belongings| {
-            let Belongings { client, backend, pipes } = belongings;
-            SessionState::recovered(&snapshot, timeouts, tcp, [client, backend], pipes)
-        });
-        serde_json::to_string(&state??).ok()
-    }
-}
-
-impl Drop for Loan<'_> {
-    fn drop(&mut self) {
-        for Item { id, place, client, backend, pipes, .. } in self.items.drain(..) {
-            if let [Some(up), Some(down)] = pipes {
-                self.vault
-                    .give_back(id, Vaulted { place, belongings: Belongings { client, backend, pipes: [up, down] } });
-            }
-        }
+        assert!(!recovery.is_given_up(7, "its state cannot be read"));
+        assert!(!recovery.is_given_up(8, "its state cannot be read"), "each for itself");
+        assert!(!recovery.is_given_up(7, "its state cannot be read"));
+        assert!(recovery.is_given_up(7, "its state cannot be read"));
     }
 }

@@ -2,7 +2,7 @@
 //! each worker hears its deposits and withdrawals; when the worker dies, what it had still said is heard first.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -26,7 +26,9 @@ pub(super) struct Vault(Rc<Shared>);
 struct Shared {
     held: RefCell<HashMap<u64, Vaulted>>,
     /// With whoever gives them to a worker.
-    lent: RefCell<HashMap<u64, Place>>,
+    lent: RefCell<HashMap<u64, Lent>>,
+    /// That sessions began under: each once for all of them.
+    terms: RefCell<HashSet<Rc<str>>>,
     /// Threads that have crashed, by generation; none if one did that is no data thread.
     crashed: RefCell<BTreeMap<u32, Vec<u16>>>,
     /// By generation.
@@ -37,10 +39,18 @@ struct Shared {
 
 /// One session's.
 #[derive(Debug)]
-pub(super) struct Vaulted {
+struct Vaulted {
     /// Of its record.
-    pub place: Place,
-    pub belongings: Belongings,
+    place: Place,
+    belongings: Belongings,
+    terms: Option<Rc<str>>,
+}
+
+/// What is left of it here.
+#[derive(Debug)]
+struct Lent {
+    place: Place,
+    terms: Option<Rc<str>>,
 }
 
 #[derive(Debug)]
@@ -48,6 +58,9 @@ struct Channel {
     custodian: Rc<Custodian>,
     _hears: AbortOnDropHandle<()>,
 }
+
+/// More than listeners have between two changes; beyond it, what no session has any more is forgotten.
+const TERMS: usize = 256;
 
 /// Words that are heard in a row before others have their turn.
 const IN_A_ROW: usize = 64;
@@ -111,12 +124,12 @@ impl Vault {
     pub(super) fn places(&self) -> Vec<(u64, Place)> {
         let held = self.0.held.borrow();
         let held = held.iter().map(|(id, vaulted)| (*id, vaulted.place));
-        held.chain(self.0.lent.borrow().iter().map(|(id, place)| (*id, *place))).collect()
+        held.chain(self.0.lent.borrow().iter().map(|(id, lent)| (*id, lent.place))).collect()
     }
 
-    /// Looks at what is held of a session.
-    pub(super) fn with<T>(&self, id: u64, look: impl FnOnce(&Belongings) -> T) -> Option<T> {
-        self.0.held.borrow().get(&id).map(|vaulted| look(&vaulted.belongings))
+    /// Looks at what is held of a session, and at the terms it was left with.
+    pub(super) fn with<T>(&self, id: u64, look: impl FnOnce(&Belongings, Option<&str>) -> T) -> Option<T> {
+        self.0.held.borrow().get(&id).map(|vaulted| look(&vaulted.belongings, vaulted.terms.as_deref()))
     }
 
     /// Takes it out, for good.
@@ -125,15 +138,16 @@ impl Vault {
     }
 
     /// Takes it out for a while.
-    pub(super) fn lend(&self, id: u64) -> Option<Vaulted> {
-        let vaulted = self.0.held.borrow_mut().remove(&id)?;
-        self.0.lent.borrow_mut().insert(id, vaulted.place);
-        Some(vaulted)
+    pub(super) fn lend(&self, id: u64) -> Option<(Place, Belongings)> {
+        let Vaulted { place, belongings, terms } = self.0.held.borrow_mut().remove(&id)?;
+        self.0.lent.borrow_mut().insert(id, Lent { place, terms });
+        Some((place, belongings))
     }
 
-    pub(super) fn give_back(&self, id: u64, vaulted: Vaulted) {
-        self.0.lent.borrow_mut().remove(&id);
-        self.0.held.borrow_mut().insert(id, vaulted);
+    pub(super) fn give_back(&self, id: u64, belongings: Belongings) {
+        if let Some(Lent { place, terms }) = self.0.lent.borrow_mut().remove(&id) {
+            self.0.held.borrow_mut().insert(id, Vaulted { place, belongings, terms });
+        }
     }
 
     /// Closes what belongs to sessions that are no more: their worker could not say so.
@@ -159,7 +173,8 @@ impl Shared {
                     drop(belongings);
                     return custodian.refuse(&deposit);
                 }
-                held.insert(deposit.id, Vaulted { place: deposit.place, belongings });
+                let terms = deposit.terms.map(|terms| self.once(&terms));
+                held.insert(deposit.id, Vaulted { place: deposit.place, belongings, terms });
                 custodian.keep();
             }
             Word::Crashed { thread } => self.crashed.borrow_mut().entry(generation).or_default().extend(thread),
@@ -171,6 +186,19 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn once(&self, terms: &str) -> Rc<str> {
+        let mut all = self.terms.borrow_mut();
+        if let Some(known) = all.get(terms) {
+            return Rc::clone(known);
+        }
+        if all.len() >= TERMS {
+            all.retain(|terms| Rc::strong_count(terms) > 1);
+        }
+        let terms: Rc<str> = terms.into();
+        all.insert(Rc::clone(&terms));
+        terms
     }
 }
 
@@ -230,6 +258,9 @@ struct VaultedNumber {
     place: Place,
     /// Client, backend, the pipe of the client's bytes, that of the backend's.
     numbers: [i32; 4],
+    /// `None`: of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    terms: Option<Rc<str>>,
 }
 
 impl Vault {
@@ -245,9 +276,10 @@ impl Vault {
             ends.push(end);
         }
         let held = self.0.held.borrow();
-        let held = held.iter().map(|(id, Vaulted { place, belongings })| {
+        let held = held.iter().map(|(id, Vaulted { place, belongings, terms })| {
             let Belongings { client, backend, pipes: [up, down] } = belongings;
-            VaultedNumber { id: *id, place: *place, numbers: [client, backend, up, down].map(number) }
+            let numbers = [client, backend, up, down].map(number);
+            VaultedNumber { id: *id, place: *place, numbers, terms: terms.clone() }
         });
         Ok((VaultNumbers { channels, held: held.collect() }, ends))
     }
@@ -269,7 +301,10 @@ impl Vault {
     }
 
     /// Goes on with what an earlier image has left.
-    pub(super) fn resume(&self, inherited: InheritedVault) {
+    pub(super) fn resume(&self, mut inherited: InheritedVault) {
+        for vaulted in inherited.held.values_mut() {
+            vaulted.terms = vaulted.terms.take().map(|terms| self.0.once(&terms));
+        }
         self.0.held.replace(inherited.held);
         for (generation, end, owed) in inherited.channels {
             match Custodian::resume(end, owed) {
@@ -294,11 +329,11 @@ impl InheritedVault {
     /// A descriptor is not there.
     pub(super) fn take(legacy: &mut Legacy, numbers: &VaultNumbers) -> io::Result<Self> {
         let mut held = HashMap::new();
-        for VaultedNumber { id, place, numbers: [client, backend, up, down] } in &numbers.held {
+        for VaultedNumber { id, place, numbers: [client, backend, up, down], terms } in &numbers.held {
             let mut take = |number: &i32| legacy.take(*number);
             let pipes = [take(up)?, take(down)?];
             let belongings = Belongings { client: take(client)?, backend: take(backend)?, pipes };
-            held.insert(*id, Vaulted { place: *place, belongings });
+            held.insert(*id, Vaulted { place: *place, belongings, terms: terms.clone() });
         }
         let channels = numbers.channels.iter();
         let channels = channels.map(|one| Ok((one.generation, legacy.take(one.number)?, one.owed.clone())));

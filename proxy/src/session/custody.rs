@@ -11,7 +11,7 @@ use handoff::vault::{Deposit, Depositor, NotDeposited};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::clock;
+use super::{KeptTerms, clock};
 use crate::observe::reason::{Protection, Unprotected};
 
 /// Of one data thread.
@@ -53,8 +53,14 @@ impl Custody {
     }
 
     /// Leaves duplicates of all that a session is made of with the keeper.
-    pub(super) fn deposit(&self, id: u64, place: Place, belongings: [BorrowedFd<'_>; 4]) -> Protection {
-        let deposit = Deposit { id, place, thread: self.thread.get() };
+    pub(super) fn deposit(
+        &self,
+        id: u64,
+        place: Place,
+        terms: &KeptTerms,
+        belongings: [BorrowedFd<'_>; 4],
+    ) -> Protection {
+        let deposit = Deposit { id, place, thread: self.thread.get(), terms: terms.write() };
         let depositor = self.depositor.borrow();
         let Some(depositor) = &*depositor else { return Protection::No(Unprotected::KeeperAway) };
         match depositor.deposit(&deposit, belongings) {

@@ -45,7 +45,7 @@ pub use engine::Unfit;
 pub use options::set_listener;
 pub use pipe::allow_pipes;
 pub use probe::{Reachable, probe};
-pub use recovered::{finish, reset};
+pub use recovered::{KeptTerms, finish, reset};
 pub use socket::{Socket, register};
 pub use table::{Accepted, Frozen, Measured, NoRecord, NotHeld, Scope, Table};
 pub use terms::{Census, Seat, Terms};

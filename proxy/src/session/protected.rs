@@ -3,7 +3,7 @@
 
 use super::pipe::Pipe;
 use super::relaying::Relaying;
-use super::{Phase, Session, custody};
+use super::{KeptTerms, Phase, Session, custody};
 use crate::config::ForcedClose;
 use crate::observe::reason::{Protection, Reason, Unprotected};
 
@@ -78,7 +78,8 @@ impl Session {
     /// `false`: not now.
     fn deposit(&self, relaying: &Relaying) -> bool {
         let (Some(place), Some(belongings)) = (self.meter.place(), relaying.belongings()) else { return true };
-        let protection = custody::of_thread().deposit(self.meter.id(), place, belongings);
+        let terms = KeptTerms { timeouts: self.terms.timeouts, tcp: self.terms.tcp };
+        let protection = custody::of_thread().deposit(self.meter.id(), place, &terms, belongings);
         self.meter.protect(protection);
         protection == Protection::Deposited
     }

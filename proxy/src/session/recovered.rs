@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use handoff::ledger::SessionSnapshot;
+use handoff::vault;
 use rustix::net::{Shutdown, shutdown, sockopt};
+use serde::{Deserialize, Serialize};
 
 use super::carried::{BackendState, SessionState};
 use super::relay::{Failure, Marks, RelayState, Side};
@@ -12,13 +14,32 @@ use super::relaying::Clocks;
 use crate::config::{TcpSettings, Timeouts};
 use crate::observe::names;
 
+/// What a session goes by that neither its record nor the kernel tells. Left with the keeper as JSON; a reader ignores what it
+/// does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptTerms {
+    pub timeouts: Timeouts,
+    pub tcp: TcpSettings,
+}
+
+impl KeptTerms {
+    /// `None`: longer than a deposit carries.
+    pub(super) fn write(&self) -> Option<String> {
+        serde_json::to_string(self).ok().filter(|text| text.len() <= vault::TERMS)
+    }
+
+    /// `None`: nothing that is understood here.
+    pub fn read(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
 impl SessionState {
     /// Of a session that only spliced; sockets and pipes with the client's first. Repeats what its process may have been about
     /// to do, and nothing else. `None`: there is nothing to go on with.
     pub fn recovered(
         snapshot: &SessionSnapshot,
-        timeouts: Timeouts,
-        tcp: TcpSettings,
+        terms: KeptTerms,
         sockets: [&OwnedFd; 2],
         pipes: &[OwnedFd; 2],
     ) -> Option<Self> {
@@ -40,8 +61,8 @@ impl SessionState {
                 address: snapshot.backend_address?,
             },
             client: snapshot.client,
-            timeouts,
-            tcp,
+            timeouts: terms.timeouts,
+            tcp: terms.tcp,
             opened_ms: snapshot.opened_ms,
             lasts: false,
             nagle_off: false,

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-use handoff::ledger::Place;
-use handoff::vault::{self, Belongings, Custodian, Depositor, Word};
+use handoff::vault::{self, Belongings, Custodian, Deposit, Depositor, Word};
 
 use super::*;
 use crate::observe::reason::{Protection, Unprotected};
@@ -12,7 +11,7 @@ use crate::observe::reason::{Protection, Unprotected};
 /// As far as it holds sessions.
 struct Keeper {
     custodian: Custodian,
-    held: RefCell<HashMap<u64, (Place, Belongings)>>,
+    held: RefCell<HashMap<u64, (Deposit, Belongings)>>,
     is_full: Cell<bool>,
 }
 
@@ -38,7 +37,7 @@ impl Keeper {
                 Word::Deposit(deposit, _) if self.is_full.get() => self.custodian.refuse(&deposit),
                 Word::Deposit(deposit, belongings) => {
                     self.custodian.keep();
-                    held.insert(deposit.id, (deposit.place, belongings));
+                    held.insert(deposit.id, (deposit, belongings));
                 }
                 Word::Withdraw { id, .. } => drop(held.remove(&id)),
                 word => panic!("{word:?}"),
@@ -79,14 +78,17 @@ impl Protected {
 
     fn recovered(&self, id: u64) -> Carried {
         let held = self.keeper.held.borrow();
-        let (place, Belongings { client, backend, pipes }) = held.get(&id).expect("deposited before its first byte");
-        let snapshot = self.world.ledger.look(*place, id).unwrap();
-        let terms = &self.world.owners[0].terms;
-        let state = SessionState::recovered(&snapshot, terms.timeouts, terms.tcp, [client, backend], pipes).unwrap();
+        let (deposit, Belongings { client, backend, pipes }) = held.get(&id).expect("deposited before its first byte");
+        let place = deposit.place;
+        let snapshot = self.world.ledger.look(place, id).unwrap();
+        let terms = KeptTerms::read(deposit.terms.as_deref().expect("left with it")).unwrap();
+        let began = &self.world.owners[0].terms;
+        assert_eq!((terms.timeouts, terms.tcp), (began.timeouts, began.tcp));
+        let state = SessionState::recovered(&snapshot, terms, [client, backend], pipes).unwrap();
         let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
         let pipes = pipes.each_ref().map(|pipe| Some(copy(pipe)));
         let hand = [Vec::new(), Vec::new()];
-        Carried { id, place: *place, state, hand, client: copy(client), backend: copy(backend), pipes }
+        Carried { id, place, state, hand, client: copy(client), backend: copy(backend), pipes }
     }
 
     fn protections(&self) -> Vec<Option<Protection>> {
@@ -262,4 +264,18 @@ fn without_the_keeper_a_session_is_served_and_says_why_it_would_not_survive() {
         drop((client, server, second, its_server, third, its_server_too, fourth, its_server_as_well));
         until(|| scene.world.owners.iter().all(|owner| owner.census.live() == 0)).await;
     });
+}
+
+#[test]
+fn the_longest_terms_of_a_configuration_fit_into_a_deposit() {
+    let most = Duration::from_millis(30 * 86_400_000 - 1);
+    let keepalive = crate::config::Keepalive { idle: most, interval: most, count: u32::MAX };
+    let terms = KeptTerms {
+        timeouts: Timeouts { idle: Some(most), half_close: Some(most), max_lifetime: Some(most) },
+        tcp: TcpSettings { keepalive: Some(keepalive), user_timeout: Some(most) },
+    };
+    let text = terms.write().expect("short enough");
+    assert!(text.matches('"').count() * 7 <= vault::TERMS, "as many quotes as there is room for");
+    assert_eq!(KeptTerms::read(&text), Some(terms));
+    assert_eq!(KeptTerms::read("{}"), None);
 }

@@ -34,6 +34,11 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// Whether the process is dead for sure: a channel may also have ended with a process that is frozen, and wakes.
+    pub(super) fn is_certain(self) -> bool {
+        self != Self::Silent
+    }
+
     /// Label of `worker_restarts_total`.
     pub fn cause(self) -> &'static str {
         match self {

@@ -94,19 +94,24 @@ impl Keeper {
             None => self.ledger.worked_on(id),
         };
         let guilty = if is_crash { self.blame.crashed(&worked_on, Instant::now()) } else { Vec::new() };
-        let mut outliving = HashSet::new();
+        let (mut outliving, mut doubtful) = (HashSet::new(), 0);
         for (session, place) in self.vault.places() {
             let is_theirs = |found: &Whereabouts| found.generation == id;
             match self.ledger.whereabouts(place, session).filter(is_theirs) {
                 Some(Whereabouts { phase: Phase::Closed, reason, .. }) => self.end_closed(session, reason),
                 Some(_) if is_over => self.reset(session),
                 Some(_) if guilty.contains(&session) => self.end_guilty(session, id),
+                Some(Whereabouts { phase: Phase::Established, .. }) if !exit.is_certain() => {
+                    self.reset(session);
+                    doubtful += 1;
+                }
                 Some(Whereabouts { phase: Phase::Established, .. }) => {
                     outliving.insert(session);
                 }
                 _ => {}
             }
         }
+        self.say_doubtful(id, doubtful);
         self.recovery.is_due |= !outliving.is_empty();
         outliving
     }
@@ -231,6 +236,20 @@ impl Keeper {
         let text = format!("session {session} was being worked on in three crashes within 10 s; it is closed");
         tracing::error!(id = session, generation, "{text}");
         self.happenings.tell(Happened::new("session_blamed", text).generation(generation).with("session", session));
+    }
+
+    /// Two workers must never read one stream: what one of which nobody knows that it is dead had, ends.
+    fn say_doubtful(&mut self, generation: u32, sessions: u64) {
+        if sessions == 0 {
+            return;
+        }
+        self.tally.recovered("lost", sessions);
+        let text = format!(
+            "{sessions} sessions of generation {generation} do not go on: nobody knows that its worker, of another PID namespace, is dead; they are reset"
+        );
+        tracing::error!(generation, sessions, "{text}");
+        self.happenings
+            .tell(Happened::new("sessions_not_recovered", text).generation(generation).with("sessions", sessions));
     }
 
     fn say_waiting(&mut self, generation: u32, sessions: usize) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use handoff::ledger::{Phase, Place, Whereabouts};
 use handoff::vault::Belongings;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::blame;
@@ -16,7 +17,6 @@ use super::restart::count_lost;
 use crate::config::order::left;
 use crate::observe::events::Happened;
 use crate::observe::reason::Reason;
-use crate::observe::scene::Standing;
 use crate::session;
 use give::{Give, Terms};
 
@@ -27,7 +27,7 @@ mod give;
 pub(super) struct Recovery {
     /// There may be some.
     is_due: bool,
-    is_under_way: bool,
+    under_way: Option<AbortHandle>,
     /// After a try that failed.
     not_before: Option<Instant>,
     /// Tries in a row in which none went.
@@ -81,6 +81,16 @@ impl Recovery {
         }
         is_over
     }
+
+    /// No worker is to take any more. When this returns, the vault has back what was on its way.
+    pub(super) async fn abandon(&mut self) {
+        let Some(task) = self.under_way.take() else { return };
+        task.abort();
+        while !task.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        self.is_due = true;
+    }
 }
 
 impl Keeper {
@@ -118,15 +128,15 @@ impl Keeper {
 
     /// Gives sessions of dead workers to the one that serves, if there are any and it does. Beside the loop.
     pub(super) fn recover(&mut self) {
-        let waits = self.recovery.not_before.is_some_and(|at| Instant::now() < at);
-        if !self.recovery.is_due || self.recovery.is_under_way || waits || self.retired || self.apprentice.is_some() {
+        if !self.recovery.is_due || self.recovery.under_way.is_some() || self.retired || self.apprentice.is_some() {
             return;
         }
-        if self.standing == Standing::ShuttingDown || self.closing {
+        if self.closing {
             // No worker is started any more.
-            self.recovery.is_due = false;
-            let lost = self.lost();
-            return lost.into_iter().for_each(|lost| self.end_lost(lost));
+            return self.end_all_lost();
+        }
+        if self.recovery.not_before.is_some_and(|at| Instant::now() < at) {
+            return;
         }
         let Some(taker) = self.serving_generation().filter(|taker| !taker.is_heirs()) else { return };
         let (to, link) = (taker.id, taker.link.clone());
@@ -143,21 +153,20 @@ impl Keeper {
             );
             return lost.into_iter().for_each(|lost| self.end_lost(lost));
         }
-        self.recovery.is_under_way = true;
         let path = self.moving.number();
         let terms = Terms::of(self.config());
         let give = Give { path, to, link, ledger: self.ledger.clone(), vault: self.vault.clone(), terms, lost };
-        self.later(async move { Event::Recovered(Box::new(give.run().await)) });
+        self.recovery.under_way = Some(self.later(async move { Event::Recovered(Box::new(give.run().await)) }));
     }
 
     /// Sessions are on their way to a worker, or wait for one.
     pub(super) fn is_recovering(&self) -> bool {
-        self.recovery.is_due || self.recovery.is_under_way
+        self.recovery.is_due || self.recovery.under_way.is_some()
     }
 
     pub(super) fn recovered(&mut self, recovered: Recovered) {
         let Recovered { to, sessions, refused, waiting, error } = recovered;
-        self.recovery.is_under_way = false;
+        self.recovery.under_way = None;
         // What the new owner has taken may be lost again by now.
         self.recovery.is_due = true;
         // A taker that has died says nothing of the next one.
@@ -198,6 +207,13 @@ impl Keeper {
             tracing::error!(generation = to, sessions = lost.len(), "sessions of a dead worker are given up");
             lost.into_iter().for_each(|lost| self.end_lost(lost));
         }
+    }
+
+    /// Nobody takes them: what waits ends here and is counted, also what is on its way to a worker that is dead.
+    pub(super) fn end_all_lost(&mut self) {
+        self.recovery.is_due = false;
+        let lost = self.lost();
+        lost.into_iter().for_each(|lost| self.end_lost(lost));
     }
 
     /// Everything of the vault that nobody living owns.
@@ -286,5 +302,25 @@ mod tests {
         assert!(!recovery.is_given_up(8, "its state cannot be read"), "each for itself");
         assert!(!recovery.is_given_up(7, "its state cannot be read"));
         assert!(recovery.is_given_up(7, "its state cannot be read"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_abandoned_has_ended_when_that_returns() {
+        let on_its_way = std::rc::Rc::new(());
+        let (lent, local) = (std::rc::Rc::clone(&on_its_way), tokio::task::LocalSet::new());
+        local
+            .run_until(async move {
+                let mut tasks = tokio::task::JoinSet::new();
+                let task = tasks.spawn_local(async move {
+                    let _lent = lent;
+                    std::future::pending::<()>().await;
+                });
+                let mut recovery = Recovery { under_way: Some(task), ..Recovery::default() };
+                tokio::task::yield_now().await;
+                recovery.abandon().await;
+                assert_eq!(std::rc::Rc::strong_count(&on_its_way), 1);
+                assert!(recovery.is_due && recovery.under_way.is_none());
+            })
+            .await;
     }
 }

@@ -287,9 +287,7 @@ impl Keeper {
             self.lost_serving(&generation, exit);
         }
         self.moves_without(id).await;
-        if self.closing && self.generations.is_empty() {
-            self.ended = Some(Ok(()));
-        }
+        self.end_with_last_worker();
     }
 
     /// The worker of an heir ends by itself, at the latest with its drain; until then what it has in the ledger is its own.
@@ -355,9 +353,8 @@ impl Keeper {
             }
             _ => (Reason::WorkerCrashed, None),
         };
-        // Those that are ended on purpose do not go on.
-        let is_over =
-            reason != Reason::WorkerCrashed || self.apprentice.is_some() || self.standing == Standing::ShuttingDown;
+        // Those that are ended on purpose do not go on. (In the delay of a shutdown a worker is still started.)
+        let is_over = reason != Reason::WorkerCrashed || self.apprentice.is_some();
         let outliving = self.outliving(id, exit, is_over);
         let writer = &self.writer;
         let keep = |session: u64| outliving.contains(&session);

@@ -65,6 +65,7 @@ impl Keeper {
             return;
         }
         self.abandon_restart();
+        self.recovery.abandon().await;
         if let Some(serving) = self.serving_generation() {
             let (id, link) = (serving.id, serving.link.clone());
             let stopped = async {
@@ -97,9 +98,7 @@ impl Keeper {
         }
         // With the workers' copies the ports are free.
         self.sockets.close_all();
-        if self.generations.is_empty() {
-            self.ended = Some(Ok(()));
-        }
+        self.end_with_last_worker();
     }
 
     /// Sessions that are cut here are counted by the keeper, from their records.
@@ -110,7 +109,13 @@ impl Keeper {
             generation.process.kill(Signal::KILL);
         }
         self.sockets.close_all();
-        if self.generations.is_empty() {
+        self.end_with_last_worker();
+    }
+
+    /// Sessions that wait for a worker end with the last one: nobody else would count them.
+    pub(super) fn end_with_last_worker(&mut self) {
+        if self.closing && self.generations.is_empty() {
+            self.end_all_lost();
             self.ended = Some(Ok(()));
         }
     }

@@ -259,7 +259,7 @@ impl Keeper {
     fn next_keeper(&mut self) -> Option<Ended> {
         let replaced = || self.replacement.is_some().then_some(Ended::Replace);
         replaced()
-            .or_else(|| self.bequest.take().map(Ended::Bequeath))
+            .or_else(|| self.bequest.take_if(|_| !self.recovery.is_at_work()).map(Ended::Bequeath))
             .or_else(|| self.inheritance.take().map(Ended::Inherit))
     }
 

@@ -82,6 +82,11 @@ impl Recovery {
         is_over
     }
 
+    /// A try is under way, or about to be: what else is to be done with the vault waits for it.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.under_way.is_some() || (self.is_due && self.not_before.is_none())
+    }
+
     /// No worker is to take any more. When this returns, the vault has back what was on its way.
     pub(super) async fn abandon(&mut self) {
         let Some(task) = self.under_way.take() else { return };
@@ -138,7 +143,9 @@ impl Keeper {
         if self.recovery.not_before.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let Some(taker) = self.serving_generation().filter(|taker| !taker.is_heirs()) else { return };
+        self.recovery.not_before = None;
+        // An heir on trial passes the path on to its worker.
+        let Some(taker) = self.serving_generation() else { return };
         let (to, link) = (taker.id, taker.link.clone());
         let lost = self.lost();
         self.recovery.is_due = false;
@@ -316,6 +323,7 @@ mod tests {
                     std::future::pending::<()>().await;
                 });
                 let mut recovery = Recovery { under_way: Some(task), ..Recovery::default() };
+                assert!(recovery.is_at_work());
                 tokio::task::yield_now().await;
                 recovery.abandon().await;
                 assert_eq!(std::rc::Rc::strong_count(&on_its_way), 1);

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::event::Event;
 use super::super::generation::{Deadline, State};
-use super::super::link::Link;
+use super::super::link::{Link, PathEnd};
 use super::super::owner::Keeper;
 use super::super::run::RunError;
 use super::super::spawn::Ready;
@@ -180,8 +180,9 @@ impl Keeper {
                     apprentice.given.extend(given);
                 }
             }
+            Word::Path { id, role, other, end } => self.path_on_trial(PathEnd { id, role, other, end }),
             // Meant for a worker, which has one of this keeper.
-            Word::Door(_) | Word::Path { .. } | Word::Vault(_) => {}
+            Word::Door(_) | Word::Vault(_) => {}
         }
     }
 
@@ -248,6 +249,16 @@ impl Keeper {
             let answer = link.order("the other keeper's order", &order).await;
             let answer = answer.unwrap_or_else(|error| Answer::Refused { why: error.to_string() });
             let _ = line.send(Saying::Answer(id, serde_json::to_vec(&answer).unwrap_or_default())).await;
+        });
+    }
+
+    /// Sessions of a worker of the other keeper that died come to ours, which serves. Beside the loop.
+    fn path_on_trial(&mut self, end: PathEnd) {
+        let Some(link) = self.serving_generation().map(|serving| serving.link.clone()) else { return };
+        self.tasks.spawn_local(async move {
+            if let Err(error) = link.path(end).await {
+                tracing::warn!(%error, "sessions of the other keeper do not come");
+            }
         });
     }
 

@@ -174,6 +174,8 @@ impl Keeper {
             tracing::error!(generation = id, %error, "the worker would still end with this keeper");
         }
         self.open_door(id, &link);
+        // All that came to it on trial was left with the keeper before.
+        self.open_vault(id, &link);
     }
 
     /// Beside the loop: the workers of the keeper before answer when it has let go of them.

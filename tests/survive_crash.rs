@@ -386,3 +386,89 @@ fn a_session_that_crashes_its_worker_is_closed_and_no_other() {
     let events = String::from_utf8(events.stdout).unwrap();
     assert_eq!(events.matches("session_blamed").count(), 1, "{events}");
 }
+
+/// Those that wait in the backlog are there first. The limit is for them: a session that exists already has its place.
+#[test]
+fn sessions_go_on_in_a_worker_that_has_filled_up_meanwhile() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]).with("runtime", "max_sessions = 6"));
+    let old: Vec<_> = (0..6).map(|_| session(&proxy, &bind, &backend)).collect();
+    let waiting: Vec<_> = (0..6).map(|_| TcpStream::connect(bind.address()).unwrap()).collect();
+    until("the limit is felt", DEADLINE, || proxy.metrics().count("proxyd_accept_paused", &[]) > 0);
+    crash(&proxy, Signal::SIGKILL);
+    for (client, server) in &old {
+        pass(client, server, "there");
+        pass(server, client, "and back");
+    }
+    let recovered = |result| proxy.metrics().count("proxyd_sessions_recovered_total", &[("result", result)]);
+    assert_eq!((recovered("recovered"), recovered("lost")), (6, 0));
+    drop(old);
+    for client in &waiting {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let server = backend.0.accept().unwrap().0;
+        (&server).write_all(b"x").unwrap();
+    }
+    until("all who waited are served", DEADLINE, || {
+        waiting.iter().all(|client| matches!(client.peek(&mut [0]), Ok(1)))
+    });
+}
+
+#[test]
+fn a_session_keeps_the_terms_it_began_under() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let base = conf(&bind, &[backend.address()]);
+    let proxy = start(&base.clone().with("listeners.main", "half_close_timeout = \"1s\""));
+    let (client, server) = session(&proxy, &bind, &backend);
+    proxy.write_config(&base.with("listeners.main", "half_close_timeout = \"1h\""));
+    assert!(proxy.ctl(&["reload"]).status.success());
+    for _ in 0..2 {
+        crash(&proxy, Signal::SIGKILL);
+        pass(&client, &server, "there");
+    }
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(end_seen(&server, Instant::now()).0, "fin");
+    assert_eq!(end_seen(&client, Instant::now()).0, "reset");
+    let ended = [("listener", "main"), ("reason", "half_close_timeout")];
+    assert_eq!(proxy.metrics().value("proxyd_sessions_closed_total", &ended), Some(1.0));
+}
+
+/// Then a worker is still started; it takes what the one before had, and drains with it.
+#[test]
+fn in_the_delay_of_a_shutdown_sessions_survive_as_before() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let conf = conf(&bind, &[backend.address()]).with("shutdown", "delay = \"8s\"");
+    let mut proxy = start(&conf.with("drain", "timeout = \"60s\""));
+    let (client, server) = session(&proxy, &bind, &backend);
+    proxy.signal(Signal::SIGTERM);
+    until("it is told", DEADLINE, || proxy.status()["keeper"]["state"] == "shutting-down");
+    crash(&proxy, Signal::SIGKILL);
+    pass(&client, &server, "there");
+    until("it takes no more", DEADLINE, || proxy.serving().is_none());
+    pass(&server, &client, "and back");
+    drop(client);
+    assert_eq!(end_seen(&server, Instant::now()).0, "fin");
+    drop(server);
+    assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(0));
+}
+
+/// Both are there when the keeper looks again: no worker is started, and nobody waits for one.
+#[test]
+fn a_shutdown_ends_sessions_that_wait_for_a_worker() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let mut proxy = start(&conf(&bind, &[backend.address()]));
+    let ends: Vec<_> = (0..3).map(|_| session(&proxy, &bind, &backend)).collect();
+    let worker = proxy.serving_pid();
+    proxy.signal(Signal::SIGSTOP);
+    send(worker, Signal::SIGKILL).unwrap();
+    proxy.signal(Signal::SIGTERM);
+    proxy.signal(Signal::SIGCONT);
+    for (client, server) in &ends {
+        assert_eq!((end_seen(client, Instant::now()).0, end_seen(server, Instant::now()).0), ("reset", "reset"));
+    }
+    assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(0));
+    assert_eq!(proxy.stderr().matches("session ended with its worker").count(), 3, "{}", proxy.stderr());
+}

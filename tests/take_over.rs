@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use harness::child::{Guarded, Process, children, wait_exit};
+use harness::child::{Guarded, Process, children, send, wait_exit};
 use harness::slim::copy;
-use harness::{Conf, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, slim, until};
+use harness::{
+    Client, Conf, End, Exchange, Load, LongStreams, Pace, Port, Proxy, Seeded, Starter, Steady, Tagged, slim, until,
+};
 use nix::sys::signal::Signal;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -282,6 +284,69 @@ fn another_network_namespace_is_refused_by_name() {
     let failed = proxy.stderr().lines().filter(|line| line.contains("network namespaces differ")).count();
     assert!(failed >= 2, "both sides say so: {}", proxy.stderr());
     Steady::open(port.address()).assert_alive();
+}
+
+/// The heir is the keeper only later, and its worker is the one that serves: what can go on goes on there, at once.
+#[test]
+fn sessions_of_a_standby_that_dies_go_on_with_the_heirs_worker() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let mut proxy = start(&surviving(moving(&port, backend.address(), "8s")));
+    let mut client = Client::greeted(port.address()).0;
+    is_protected(&proxy);
+    let worker = proxy.serving_pid();
+    let mut heir = heir(&proxy);
+    until("it is on probation", DEADLINE, || proxy.status()["upgrade"]["step"] == "probation");
+    send(worker, Signal::SIGKILL).unwrap();
+    client.echo("there");
+    assert_eq!(proxy.status()["upgrade"]["step"], "probation");
+    assert_eq!(generations(&proxy), [(2, "serving".to_owned())]);
+    until("the heir is the keeper", DEADLINE, || is_keeper(&proxy, &mut heir));
+    let mut old = proxy.follow(heir);
+    assert_eq!(wait_exit(&mut old, "the keeper before", DEADLINE).code(), Some(0), "{}", proxy.stderr());
+    client.echo("and there");
+    // It is with the heir now.
+    is_protected(&proxy);
+    send(proxy.serving_pid(), Signal::SIGKILL).unwrap();
+    client.echo("and still there");
+}
+
+fn surviving(conf: Conf) -> Conf {
+    conf.with("listeners.main", "survive_crash = true").with("runtime", "restart_backoff = \"off\"")
+}
+
+/// One session, and its keeper holds it.
+fn is_protected(proxy: &Proxy) {
+    until("the keeper holds its session", DEADLINE, || {
+        let [row] = &proxy.sessions()[..] else { return false };
+        row["protection"] == "protected" && proxy.metrics().count("proxyd_sessions_unprotected", &[]) == 0
+    });
+}
+
+/// It might only be frozen, and wake: then two would read one stream.
+#[test]
+fn sessions_of_a_worker_that_cannot_be_watched_are_reset_when_it_is_gone() {
+    let words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    if !runs(&words) {
+        return eprintln!("skipped: this machine does not let us make a PID namespace");
+    }
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let proxy = start(&surviving(conf(&port, backend.address(), "1s")));
+    let mut client = Client::greeted(port.address()).0;
+    is_protected(&proxy);
+    let worker = proxy.serving_pid();
+    let program = [&words[..], &[slim().to_str().unwrap()]].concat();
+    let heir = proxy.heir_command(&program, &proxy.config()).spawn().unwrap();
+    let _heir = Guarded::new(heir, Signal::SIGKILL);
+    until("the heir is the keeper", DEADLINE, || keeper(&proxy) == Some(1));
+    until("the worker before is known", DEADLINE, || generations(&proxy).contains(&(1, "draining".into())));
+    client.echo("there");
+    is_protected(&proxy);
+    send(worker, Signal::SIGKILL).unwrap();
+    assert_eq!(client.wait_end(), End::Reset);
+    until("it is told", DEADLINE, || {
+        proxy.events().iter().any(|event| event["event"] == "sessions_not_recovered" && event["sessions"] == 1)
+    });
+    assert_eq!(proxy.metrics().count("proxyd_sessions_recovered_total", &[("result", "lost")]), 1);
 }
 
 /// Pids mean nothing between the two: the ends of channels do.

@@ -472,3 +472,40 @@ fn a_shutdown_ends_sessions_that_wait_for_a_worker() {
     assert_eq!(proxy.wait_exit(DEADLINE).code(), Some(0));
     assert_eq!(proxy.stderr().matches("session ended with its worker").count(), 3, "{}", proxy.stderr());
 }
+
+/// Nobody serves for a while after so many crashes in a row: 1.6 s.
+#[test]
+fn a_session_that_waits_for_its_next_worker_can_be_killed() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(
+        &Conf::simple(&bind, &[backend.address()])
+            .with("listeners.main", "survive_crash = true")
+            .with("runtime", "restart_backoff = \"2s\""),
+    );
+    let before = pipes(proxy.keeper_pid());
+    let (client, server) = session(&proxy, &bind, &backend);
+    let (other, its_server) = session(&proxy, &bind, &backend);
+    let local = client.local_addr().unwrap().to_string();
+    let id = rows(&proxy).iter().find(|row| row["client"] == *local).unwrap()["id"].to_string();
+    for _ in 0..6 {
+        crash(&proxy, Signal::SIGKILL);
+    }
+    send(proxy.serving_pid(), Signal::SIGKILL).unwrap();
+    until("nobody serves", DEADLINE, || proxy.serving().is_none());
+    let killed = proxy.ctl_json(&["kill", "--id", &id]);
+    assert_eq!(proxy.serving(), None, "it was killed before anyone could go on with it");
+    assert_eq!((&killed["matched"], &killed["closed"]), (&1.into(), &1.into()), "{killed}");
+    for end in [&client, &server] {
+        assert_eq!(end_seen(end, Instant::now()).0, "reset");
+    }
+    all_moved(&proxy);
+    pass(&other, &its_server, "the other goes on");
+    let metrics = proxy.metrics();
+    let closed = |reason| metrics.count("proxyd_sessions_closed_total", &[("listener", "main"), ("reason", reason)]);
+    assert_eq!((closed("admin_killed"), closed("worker_crashed")), (1, 0));
+    assert_eq!(metrics.count("proxyd_sessions_forced_closed_total", &[("cause", "admin")]), 1);
+    assert_eq!(metrics.count("proxyd_sessions_recovered_total", &[("result", "lost")]), 0);
+    drop((other, its_server));
+    until("the keeper holds nothing any more", Duration::from_secs(2), || pipes(proxy.keeper_pid()) <= before);
+}

@@ -89,6 +89,12 @@ pub(super) enum Event {
         generation: u32,
         reply: oneshot::Sender<Link>,
     },
+    /// To close these by the operator's word, as far as they wait for another worker in the place of their dead one.
+    KillHeld {
+        ids: Vec<u64>,
+        /// How many were closed.
+        reply: oneshot::Sender<u64>,
+    },
     /// Sessions of a dead worker were given to another.
     Recovered(Box<Recovered>),
     /// The delay of a shutdown is over.

@@ -319,6 +319,7 @@ impl Keeper {
             Event::Noticed { generation, notice } => self.noticed(generation, notice).await,
             Event::PathLost { generation, path, why } => self.path_lost(generation, path, &why).await,
             Event::LinkOf { generation, reply } => self.tell_link(generation, reply),
+            Event::KillHeld { ids, reply } => self.kill_held(&ids, reply),
             Event::Recovered(recovered) => self.recovered(*recovered),
             Event::StopAccepting => self.stop_accepting().await,
             Event::Untold => self.untold(),

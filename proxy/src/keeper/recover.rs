@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use handoff::ledger::{Phase, Place, Whereabouts};
 use handoff::vault::Belongings;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ use super::reaper::Exit;
 use super::restart::count_lost;
 use crate::config::order::left;
 use crate::observe::events::Happened;
-use crate::observe::reason::Reason;
+use crate::observe::reason::{Cause, Reason};
 use crate::session;
 use give::{Give, Terms};
 
@@ -221,6 +222,27 @@ impl Keeper {
         self.recovery.is_due = false;
         let lost = self.lost();
         lost.into_iter().for_each(|lost| self.end_lost(lost));
+    }
+
+    /// Ends these by the operator's word, as far as they wait for a worker in the place of their dead one. One that is on its
+    /// way to that worker is left alone: it has an owner in a moment, or is back here.
+    pub(super) fn kill_held(&mut self, ids: &[u64], reply: oneshot::Sender<u64>) {
+        let is_ours = !self.retired && self.apprentice.is_none();
+        let meant: HashSet<u64> = ids.iter().copied().filter(|_| is_ours).collect();
+        let mut closed = 0;
+        for Lost { id, place, .. } in self.lost() {
+            if !meant.contains(&id) || self.vault.with(id, |_, _| ()).is_none() {
+                continue;
+            }
+            self.reset(id);
+            let writer = &self.writer;
+            let is_there = self.ledger.bury_one(place, id, &mut |session| {
+                count_lost(writer, session, Reason::AdminKilled, Some(Cause::Admin));
+            });
+            closed += u64::from(is_there);
+        }
+        // Whoever asked may be gone.
+        let _ = reply.send(closed);
     }
 
     /// Everything of the vault that nobody living owns.

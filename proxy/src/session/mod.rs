@@ -184,13 +184,15 @@ impl Session {
         self.close(relaying, how, reason);
     }
 
-    /// Ends it now, or as soon as its task runs, or it is resumed; `false`: it was over, or is not ours.
+    /// Ends it now, or as soon as its task runs, or it is resumed; `false`: it was over or about to be, or is not ours.
     fn force(&self, ending: Ending) -> bool {
         match &mut *self.phase.borrow_mut() {
             Phase::Connecting { forced } | Phase::Held(Held::Frozen { forced }) => {
+                // Whoever asks again is not told twice that it closed one.
+                let is_first = forced.is_none();
                 forced.get_or_insert(ending);
                 self.wake();
-                return true;
+                return is_first;
             }
             Phase::Relaying(_) => {}
             Phase::Held(Held::Awaited(_)) | Phase::Over => return false,

@@ -13,12 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use harness::child::send;
 use harness::client::PATIENCE;
 use harness::played::{pass, rest};
 use harness::seeded::Bytes;
 use harness::{
     Client, Conf, End, LongSessions, Mix, Played, Port, Proxy, Seeded, Starter, Tagged, slim, until, until_moment,
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -221,8 +223,8 @@ fn a_session_that_was_still_connecting_follows_when_it_is_established() {
     client.send(b"?");
     until("the session connects", DEADLINE, || proxy.metrics().count("proxyd_sessions_total", &[]) == 1);
     let report = proxy.ctl_json(&["upgrade", "--probation", "0s"]);
-    let wanted = serde_json::json!({"moved": 0, "left": 1, "forced": 0, "left_why": {"connecting": 1}});
-    assert_eq!(report["sessions"], wanted, "{report}");
+    let sessions = &report["sessions"];
+    assert_eq!((&sessions["moved"], &sessions["left"]), (&0.into(), &1.into()), "{report}");
     assert_eq!(generations(&proxy).len(), 2);
     drop((fill, listener.accept().unwrap()));
     let (mut session, _) = listener.accept().unwrap();
@@ -232,6 +234,78 @@ fn a_session_that_was_still_connecting_follows_when_it_is_established() {
     assert_eq!(client.line(), "ok");
     let moved = |result| proxy.metrics().count("proxyd_sessions_moved_total", &[("result", result)]);
     assert_eq!((moved("moved"), moved("left")), (1, 1));
+}
+
+/// A backend whose queue is full: a session connects to it until the first connection is accepted.
+fn full_backend() -> (TcpListener, TcpStream) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let listener = TcpListener::from(socket);
+    let fill = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (listener, fill)
+}
+
+/// Of two sessions that connect one can follow later, the other cannot. The worker that takes dies in between: another path is
+/// laid, and finds them again.
+#[test]
+fn what_is_left_is_named_and_counted_once_and_what_follows_is_told_soon() {
+    let ([(listener, _fill), (other, _other_fill)], ports) =
+        ([full_backend(), full_backend()], [Port::reserve(), Port::reserve()]);
+    let conf = Conf::simple(&ports[0], &[listener.local_addr().unwrap()])
+        .listener("other", &ports[1].to_string(), "other")
+        .pool("other", &[other.local_addr().unwrap()])
+        .with("pools.pool", "connect_timeout = \"60s\"")
+        .with("pools.other", "connect_timeout = \"60s\"");
+    let conf = patient(conf).with("upgrade", "probe = \"off\"");
+    let proxy = Starter::with_binary(&conf, slim()).start();
+    let clients = [Client::connect(ports[0].address()), Client::connect(ports[1].address())];
+    until("the sessions connect", DEADLINE, || proxy.metrics().count("proxyd_sessions_total", &[]) == 2);
+    let report = proxy.ctl_json(&["upgrade", "--probation", "0s"]);
+    assert_eq!(report["sessions"]["left"], 2, "{report}");
+
+    let locals = clients.each_ref().map(|client| client.local().to_string());
+    let named = || {
+        let stderr = proxy.stderr();
+        let lines = harness::logs::lines(&stderr, "session left");
+        let field = |line, name| harness::logs::field(line, name).unwrap_or_default().to_owned();
+        let mut named: Vec<[String; 3]> =
+            lines.map(|line| ["client", "listener", "reason"].map(|name| field(line, name))).collect();
+        named.sort_by_key(|one| one[1] == "other");
+        named
+    };
+    let [first, second] = locals.clone();
+    let wanted = [[first, "main".into(), "connecting".into()], [second, "other".into(), "connecting".into()]];
+    until("each is named in the log", DEADLINE, || named() == wanted);
+    let told: Vec<Value> = String::from_utf8(proxy.ctl(&["--json", "events"]).stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|event: &Value| event["event"] == "sessions_moved")
+        .collect();
+    let [told] = &told[..] else { panic!("{told:?}") };
+    let in_event = told["left_sessions"].as_array().unwrap().iter().map(|one| one["client"].as_str().unwrap());
+    assert!(
+        in_event.clone().count() == 2 && locals.iter().all(|local| in_event.clone().any(|it| it == local)),
+        "{told}"
+    );
+    assert_eq!(told["left_sessions"][0]["why"], "connecting");
+
+    let taker = proxy.serving().unwrap();
+    send(proxy.serving_pid(), Signal::SIGKILL).unwrap();
+    until("they are to go to the next worker", DEADLINE, || {
+        let next = proxy.serving().filter(|next| *next != taker);
+        next.is_some() && proxy.status()["generations"][0]["moving_to"].as_u64() == next
+    });
+    // The path goes on for the other.
+    drop(listener.accept().unwrap());
+    let moved = |result| proxy.metrics().count("proxyd_sessions_moved_total", &[("result", result)]);
+    until("one has followed, and is counted", DEADLINE, || moved("moved") == 1);
+    assert_eq!(proxy.status()["generations"][0]["sessions"], 1, "the other has not");
+    assert_eq!((moved("left"), named()), (2, wanted.to_vec()));
+    let last = &proxy.ctl_json(&["upgrade", "--last"])["sessions"];
+    let why = serde_json::json!({"connecting": 1});
+    assert_eq!((&last["moved"], &last["left"], &last["left_why"]), (&1.into(), &1.into(), &why), "{last}");
 }
 
 #[test]

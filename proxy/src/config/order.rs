@@ -104,14 +104,17 @@ pub enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "notice", rename_all = "snake_case")]
 pub enum Notice {
-    /// A giver: all that could move over this path has moved. Said once the first round is complete, and when the path has
-    /// ended (`over`).
+    /// A giver: all that could move over this path has moved. Said once the first round is complete, at intervals when more has
+    /// moved since, and when the path has ended (`over`).
     Moved {
         path: u64,
         /// Since the path began.
         moved: u64,
         /// Those that are still with the giver, by why: a word of [`left`].
         left: BTreeMap<String, u64>,
+        /// Their ids, at most [`left::NAMED`]: of those that were never looked at none is known, and an older version names none.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        who: BTreeMap<String, Vec<u64>>,
         /// The longest that a session stood still, from its freeze until its batch was released or went on with the giver,
         /// microseconds.
         longest_pause_us: u64,
@@ -136,6 +139,9 @@ pub mod left {
     pub const TIMEOUT: &str = "timeout";
     /// The path ended before it was its turn.
     pub const PEER_GONE: &str = "peer_gone";
+
+    /// Sessions that are named at most: 17 bytes each are far below what one record of the channel carries.
+    pub const NAMED: usize = 1000;
 }
 
 /// A pool of which no backend answers, and what the last one tried said.
@@ -143,4 +149,18 @@ pub mod left {
 pub struct Unreachable {
     pub pool: String,
     pub why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_of_an_older_worker_names_nobody() {
+        let older = r#"{"notice":"moved","path":7,"moved":2,"left":{"ending":1},"longest_pause_us":9,"over":true}"#;
+        let notice: Notice = serde_json::from_str(older).unwrap();
+        assert_eq!(serde_json::to_string(&notice).unwrap(), older, "and what is not said is not written");
+        let Notice::Moved { who, .. } = notice;
+        assert!(who.is_empty());
+    }
 }

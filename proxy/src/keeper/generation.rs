@@ -28,6 +28,8 @@ pub(super) struct Generation {
     pub deadline: Option<Deadline>,
     /// Its sessions were told to stay where they are.
     pub stays: bool,
+    /// So many of its sessions were told of as left when others went.
+    pub left: u64,
     /// It polls no more, and its sessions may go before what is left drains.
     pub parting: Option<Parting>,
     /// It is to poll no more, and has not confirmed it yet.

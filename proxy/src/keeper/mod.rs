@@ -45,6 +45,7 @@ mod state;
 mod state_dir;
 mod surroundings;
 mod takeover;
+mod told;
 mod upgrade;
 mod vault;
 

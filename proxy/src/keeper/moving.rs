@@ -5,8 +5,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use admin::command::SessionsAtUpgrade;
-use admin::render;
 use handoff::transfer::{self, Role};
 use tokio::time::Instant;
 
@@ -15,10 +13,10 @@ use super::generation::{Generation, Parting, State};
 use super::link::PathEnd;
 use super::owner::Keeper;
 use super::restart::LAST_WORDS;
+use super::told::{Moved, Who};
 use super::upgrade::SILENCE;
 use crate::config::Drain;
 use crate::config::order::{Notice, left};
-use crate::observe::events::Happened;
 use crate::observe::scene::{Standing, now_ms};
 
 /// Paths under way, by who gives.
@@ -43,14 +41,6 @@ struct Path {
     again: Option<Instant>,
     /// Paths before this one, to the same generation, over which nothing has gone.
     failures: u32,
-}
-
-/// What has become of the sessions of one generation.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Moved {
-    pub moved: u64,
-    pub left: BTreeMap<String, u64>,
-    pub longest_pause: Duration,
 }
 
 /// Longest wait for sessions to go before the rest drains; a batch that is not taken has 2 s.
@@ -90,27 +80,6 @@ impl Path {
     /// Of the next one to the same generation.
     fn next_failures(&self) -> u32 {
         if self.moved == 0 { self.failures + 1 } else { 0 }
-    }
-}
-
-impl Moved {
-    pub(super) fn add(&mut self, other: Self) {
-        self.moved += other.moved;
-        self.left = other.left;
-        self.longest_pause = self.longest_pause.max(other.longest_pause);
-    }
-
-    pub(super) fn left(&self) -> u64 {
-        self.left.values().sum()
-    }
-
-    pub(super) fn longest_pause_ms(&self) -> f64 {
-        self.longest_pause.as_secs_f64() * 1e3
-    }
-
-    /// For a report; `None`: it never came to a move.
-    pub(super) fn sessions(self) -> SessionsAtUpgrade {
-        SessionsAtUpgrade { moved: self.moved, left: self.left(), forced: 0, left_why: self.left }
     }
 }
 
@@ -247,48 +216,25 @@ impl Keeper {
 
     /// Its worker tells what has gone.
     pub(super) async fn noticed(&mut self, giver: u32, notice: Notice) {
-        let Notice::Moved { path, moved, left, longest_pause_us, over } = notice;
+        let Notice::Moved { path, moved, left, who, longest_pause_us, over } = notice;
         let Some(known) = self.moving.paths.get_mut(&giver).filter(|known| known.id == path) else { return };
         let is_first = !std::mem::replace(&mut known.is_settled, true);
         let more = moved.saturating_sub(std::mem::replace(&mut known.moved, moved));
         let is_taker_lost = over && known.ends(left.contains_key(left::PEER_GONE));
         let (to, upgrade) = (known.to, known.upgrade);
-        let moved = Moved { moved: more, left, longest_pause: Duration::from_micros(longest_pause_us) };
-        self.count(&moved, is_first);
-        if more > 0 || (is_first && !moved.left.is_empty()) {
-            self.say_moved(giver, to, upgrade, &moved);
-        }
+        let longest_pause = Duration::from_micros(longest_pause_us);
+        let moved = Moved { moved: more, left, longest_pause };
+        self.tell_moved(giver, to, upgrade, &moved, &who);
         if more > 0 {
+            if is_first {
+                self.tally.session_pause(longest_pause.as_secs_f64());
+            }
             self.drain_newcomers(to);
         }
-        if is_first {
-            self.told_of_upgrade(upgrade, moved);
-        }
+        self.told_of_upgrade(upgrade, moved);
         if !is_taker_lost {
             self.has_parted(giver).await;
         }
-    }
-
-    fn count(&self, moved: &Moved, is_first: bool) {
-        self.tally.moved("moved", moved.moved);
-        if is_first {
-            self.tally.moved("left", moved.left());
-        }
-        if is_first && moved.moved > 0 {
-            self.tally.session_pause(moved.longest_pause.as_secs_f64());
-        }
-    }
-
-    fn say_moved(&mut self, giver: u32, to: u32, upgrade: Option<u64>, moved: &Moved) {
-        let pause = moved.longest_pause_ms();
-        let what = render::moved(&moved.clone().sessions(), pause);
-        tracing::info!(from = giver, to, "{what}");
-        let happened = Happened::new("sessions_moved", format!("generation {giver} -> {to}: {what}")).generation(giver);
-        let happened = upgrade.into_iter().fold(happened, Happened::upgrade);
-        let left = serde_json::to_value(&moved.left).unwrap_or_default();
-        self.happenings.tell(
-            happened.with("to", to).with("moved", moved.moved).with("left", left).with("longest_pause_ms", pause),
-        );
     }
 
     /// These do not move at all.
@@ -296,10 +242,9 @@ impl Keeper {
         let is_told = self.generations.get(&giver).is_some_and(|giver| giver.parting.is_some());
         let Some(why) = why.filter(|_| is_told) else { return };
         let left = BTreeMap::from([(why.to_owned(), sessions)]);
-        let moved = Moved { left, ..Moved::default() };
-        self.count(&moved, true);
-        self.say_moved(giver, self.serving.unwrap_or(0), self.upgrade_of(giver), &moved);
-        self.told_of_upgrade(self.upgrade_of(giver), moved);
+        let (moved, upgrade) = (Moved { left, ..Moved::default() }, self.upgrade_of(giver));
+        self.tell_moved(giver, self.serving.unwrap_or(0), upgrade, &moved, &Who::new());
+        self.told_of_upgrade(upgrade, moved);
     }
 
     /// All that could go now has gone, or will not: the rest drains.
@@ -371,13 +316,5 @@ mod tests {
         assert_eq!(wait(path(0, 1), true), (seconds(10), false, 2), "it lives, and does not take");
         assert_eq!(wait(path(0, 9), false), (seconds(60), false, 10));
         assert_eq!(wait(path(0, u32::MAX - 1), true).0, seconds(60));
-    }
-
-    #[test]
-    fn several_moves_of_an_upgrade_are_one_report() {
-        let left = |why: &str, count| BTreeMap::from([(why.to_owned(), count)]);
-        let mut all = Moved { moved: 5, left: left(left::PEER_GONE, 3), longest_pause: Duration::from_millis(2) };
-        all.add(Moved { moved: 2, left: left(left::CONNECTING, 1), longest_pause: Duration::from_millis(1) });
-        assert_eq!((all.moved, all.left(), all.longest_pause_ms()), (7, 1, 2.0));
     }
 }

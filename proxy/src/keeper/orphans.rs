@@ -229,6 +229,7 @@ impl Keeper {
             since_ms: ms_of(tokio::time::Instant::now()),
             drained_ms: None,
             stays: false,
+            left: 0,
             parting: None,
         };
         let known = state.generations.iter().find(|known| known.id == generation).unwrap_or(&unknown);

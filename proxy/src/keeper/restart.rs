@@ -210,6 +210,7 @@ impl Keeper {
             since: tokio::time::Instant::now(),
             deadline: None,
             stays: false,
+            left: 0,
             parting: None,
             is_stopping: false,
         };

@@ -124,6 +124,7 @@ impl Keeper {
             since: instant_of(known.since_ms),
             deadline: known.deadline(),
             stays: known.stays,
+            left: known.left,
             parting: known.parting.map(|drain| Parting::within(PATIENCE, drain)),
             is_stopping: false,
         };

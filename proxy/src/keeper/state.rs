@@ -82,6 +82,9 @@ pub(super) struct GenerationState {
     /// Its sessions were told to stay where they are.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stays: bool,
+    /// So many of its sessions were told of as left when others went.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub left: u64,
     /// How it drains once its sessions have gone, if it was not told to yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parting: Option<Drain>,
@@ -249,6 +252,7 @@ impl Generation {
             since_ms: ms_of(self.since),
             drained_ms: self.deadline.map(|deadline| ms_of(deadline.drained)),
             stays: self.stays,
+            left: self.left,
             parting: self.parting.map(|parting| parting.drain),
         }
     }
@@ -276,6 +280,10 @@ impl Pinned {
 
 fn config_state(loaded: &Loaded, version: u64) -> ConfigState {
     ConfigState { path: loaded.path.clone(), text: loaded.text.clone(), version }
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 fn close(ms: &mut u64, told: u64) {

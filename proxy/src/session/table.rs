@@ -57,12 +57,12 @@ pub struct NoRecord(pub Accepted, pub Seat);
 #[derive(Debug, Default)]
 pub struct Frozen {
     pub carried: Vec<Carried>,
-    /// There may be more to freeze; then the counts below are not complete.
+    /// There may be more to freeze; then what follows is not complete.
     pub is_full: bool,
     /// Have no backend yet.
-    pub connecting: u64,
+    pub connecting: Vec<u64>,
     /// Are over within seconds.
-    pub ending: u64,
+    pub ending: Vec<u64>,
 }
 
 /// Why a session of another worker is not held.
@@ -198,8 +198,8 @@ impl Table {
             }
             match session.freeze() {
                 Ok(carried) => frozen.carried.push(carried),
-                Err(Unmoved::Connecting) => frozen.connecting += 1,
-                Err(Unmoved::Ending) => frozen.ending += 1,
+                Err(Unmoved::Connecting) => frozen.connecting.push(*id),
+                Err(Unmoved::Ending) => frozen.ending.push(*id),
                 Err(Unmoved::NotThere) => {}
             }
         }

@@ -8,7 +8,7 @@
 mod batch;
 mod tally;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,9 @@ const AHEAD: usize = 2;
 
 /// Between two looks for sessions that could not move: those that connect, and those that are left for good.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// Between two words on sessions that moved later: with a look between them, the keeper knows within a second.
+const NEWS: Duration = Duration::from_millis(500);
 
 /// What a giver begins with.
 #[derive(Debug)]
@@ -78,7 +81,8 @@ pub(super) async fn run(start: Start) {
             tracing::warn!(path, %error, "no session can move: there is no worker at the other end");
             let why = if matches!(error, HandoffError::Deadline { .. }) { left::TIMEOUT } else { left::PEER_GONE };
             let left = Tally::default().left(&HashSet::new(), census.live(), Some(why));
-            return tell(Notice::Moved { path, moved: 0, left, longest_pause_us: 0, over: true });
+            let who = BTreeMap::new();
+            return tell(Notice::Moved { path, moved: 0, left, who, longest_pause_us: 0, over: true });
         }
     };
     let taker = giver.taker();
@@ -88,7 +92,9 @@ pub(super) async fn run(start: Start) {
     let end = match give.first_round().await {
         Ok(()) => {
             tell(give.notice(path, false).await);
-            give.late_ones().await
+            // The last word must find room, whatever was said before it.
+            let has_room = || notices.capacity() > 1 && notices.capacity() >= notices.max_capacity() / 2;
+            give.late_ones(path, &tell, has_room).await
         }
         Err(end) => end,
     };
@@ -130,11 +136,17 @@ impl Give {
         Ok(())
     }
 
-    /// What was connecting is moved once it is established; until no session is left.
-    async fn late_ones(&mut self) -> End {
+    /// What was connecting is moved once it is established; until no session is left. `tell` is told of it from time to time, as
+    /// long as there is room for that.
+    async fn late_ones(&mut self, path: u64, tell: impl Fn(Notice), has_room: impl Fn() -> bool) -> End {
+        let (mut told, mut told_at) = (self.tally.moved, Instant::now());
         loop {
             if self.census.live() == 0 {
                 return End::Empty;
+            }
+            if self.tally.moved > told && told_at.elapsed() >= NEWS && has_room() {
+                (told, told_at) = (self.tally.moved, Instant::now());
+                tell(self.notice(path, false).await);
             }
             let pause = if self.tally.is_awaiting() || self.is_stalled() { LOOK.0 } else { LOOK.1 };
             if let Err(end) = self.wait(pause).await {
@@ -318,7 +330,8 @@ impl Give {
         };
         let still = self.still_here().await;
         let left = self.tally.left(&still, self.census.live(), untried);
-        Notice::Moved { path, moved: self.tally.moved, left, longest_pause_us: self.tally.longest_us, over }
+        let Tally { moved, longest_us: longest_pause_us, .. } = self.tally;
+        Notice::Moved { path, moved, left, who: self.tally.who(), longest_pause_us, over }
     }
 
     /// Of those that were offered in vain.

@@ -13,7 +13,7 @@ use super::plane::Plane;
 use crate::config::order::Notice;
 use crate::session::AbortOnPanic;
 
-/// Notices that the keeper has not heard yet; a path makes two.
+/// Notices that the keeper has not heard yet; a path makes two, and more only while half of these are free.
 const UNHEARD: usize = 64;
 
 /// For a path to come to rest at the end of the process. It has nothing left to move then.

@@ -54,7 +54,7 @@ impl Path {
 
     async fn said(&mut self) -> Said {
         match soon("a notice", self.notices.recv()).await.unwrap() {
-            Notice::Moved { path, moved, left, longest_pause_us, over } => {
+            Notice::Moved { path, moved, left, longest_pause_us, over, .. } => {
                 assert_eq!(path, 1);
                 Said { moved, left, longest: Duration::from_micros(longest_pause_us), over }
             }

@@ -14,6 +14,7 @@ fn state() -> KeeperState {
         since_ms: 5000,
         drained_ms,
         stays: false,
+        left: 0,
         parting: None,
     };
     KeeperState {
@@ -60,6 +61,7 @@ fn what_is_left_to_do_with_sessions_is_kept() {
     let mut state = state();
     let drain = state.config().unwrap().config.drain;
     (state.generations[0].stays, state.generations[0].parting) = (true, Some(drain));
+    state.generations[0].left = 3;
     state.drains = vec![DrainInForce::example()];
     let text = serde_json::to_string(&state).unwrap();
     assert_eq!(KeeperState::parse(text.as_bytes()).unwrap(), state);

@@ -11,12 +11,12 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::event::{Caller, Event};
-use super::moving::Moved;
 use super::next::{self, Loaded, Next, NotNext};
 use super::owner::Keeper;
 use super::pinned::Pinned;
 use super::pools::Pools;
 use super::spawn::Progress;
+use super::told::Moved;
 use crate::config::{Bind, Config};
 use crate::observe::events::Happened;
 use crate::observe::scene::Standing;

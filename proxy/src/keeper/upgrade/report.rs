@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use admin::command::{Failure, Line, Reply, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
 
 use super::super::event::Caller;
-use super::super::moving::Moved;
 use super::super::owner::Keeper;
+use super::super::told::{Moved, still_left};
 use super::Upgrade;
 
 /// The last ones, oldest first.
@@ -27,6 +27,15 @@ impl Reports {
         self.0.iter()
     }
 
+    /// Of the last upgrade after which this generation gives its sessions away.
+    pub(super) fn of_giver(&self, giver: u32) -> Option<&UpgradeReport> {
+        self.0.iter().rev().find(|report| match report.result {
+            UpgradeResult::Committed => report.from == giver,
+            UpgradeResult::RolledBack => report.to == giver,
+            UpgradeResult::Failed => false,
+        })
+    }
+
     /// In the place of an earlier one of the same upgrade: what was to become of the keeper may have come otherwise.
     pub(in super::super) fn keep(&mut self, report: UpgradeReport) {
         self.0.retain(|kept| kept.id != report.id);
@@ -37,12 +46,10 @@ impl Reports {
     }
 
     /// Sessions have moved after the report was given.
-    pub(super) fn amend(&mut self, id: u64, moved: Moved) {
-        let Some(report) = self.0.iter_mut().find(|report| report.id == id) else { return };
-        report.longest_pause_ms = report.longest_pause_ms.max(moved.longest_pause_ms());
-        let (already, forced) = (report.sessions.moved, report.sessions.forced);
-        let sessions = moved.sessions();
-        report.sessions = SessionsAtUpgrade { moved: already + sessions.moved, forced, ..sessions };
+    pub(super) fn amend(&mut self, id: u64, moved: &Moved) {
+        if let Some(report) = self.0.iter_mut().find(|report| report.id == id) {
+            amend(report, moved);
+        }
     }
 
     /// The report of this upgrade, or of the last one.
@@ -58,6 +65,17 @@ impl Reports {
                 "no report of upgrade {id}: it was never begun, was a dry run, or is not among the last {KEPT}"
             ))),
         }
+    }
+}
+
+/// Sessions have moved after the report was written.
+pub(super) fn amend(report: &mut UpgradeReport, moved: &Moved) {
+    report.longest_pause_ms = report.longest_pause_ms.max(moved.longest_pause_ms());
+    let sessions = &mut report.sessions;
+    sessions.moved += moved.moved;
+    if !(sessions.left_why.is_empty() && moved.left.is_empty() && moved.moved == 0) {
+        sessions.left_why = still_left(&sessions.left_why, moved.moved, &moved.left);
+        sessions.left = sessions.left_why.values().sum();
     }
 }
 

@@ -1,8 +1,10 @@
 //! Between the end of a probation, or a rollback, and the end of the upgrade: the sessions go where they are to be.
 
-use super::super::moving::Moved;
 use super::super::owner::Keeper;
+use super::super::told::Moved;
+use super::Upgrade;
 use super::probation::Trial;
+use super::report::amend;
 use crate::config::SessionsOnUpgrade;
 use admin::command;
 
@@ -50,16 +52,16 @@ impl Keeper {
     /// Of which upgrade's report the sessions of this generation are a part.
     pub(in super::super) fn upgrade_of(&self, giver: u32) -> Option<u64> {
         let under_way = self.settling_with(giver).and(self.upgrade.as_ref()).map(|upgrade| upgrade.id);
-        let last = self.reports.all().last().filter(|last| last.from == giver && Some(last.to) == self.serving);
-        under_way.or_else(|| last.map(|last| last.id))
+        under_way.or_else(|| self.reports.of_giver(giver).map(|report| report.id))
     }
 
     /// For the report, also if that was given already.
     pub(in super::super) fn told_of_upgrade(&mut self, id: Option<u64>, moved: Moved) {
         let Some(id) = id else { return };
         match self.upgrade.as_mut().filter(|upgrade| upgrade.id == id) {
+            Some(Upgrade { vetting: Some(report), .. }) => amend(report, &moved),
             Some(upgrade) => upgrade.moved.add(moved),
-            None => self.reports.amend(id, moved),
+            None => self.reports.amend(id, &moved),
         }
     }
 

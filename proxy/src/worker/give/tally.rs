@@ -19,8 +19,8 @@ pub(super) struct Tally {
     passed_over: Arc<HashSet<u64>>,
     /// Those of them that the next round tries again.
     again: bool,
-    /// By thread, as of its last complete look: how many connect, how many are ending.
-    looks: BTreeMap<usize, (u64, u64)>,
+    /// By thread, as of its last complete look: those that connect, those that are ending.
+    looks: BTreeMap<usize, (Vec<u64>, Vec<u64>)>,
 }
 
 impl Tally {
@@ -51,13 +51,13 @@ impl Tally {
         Arc::clone(&self.passed_over)
     }
 
-    pub(super) fn look(&mut self, thread: usize, connecting: u64, ending: u64) {
+    pub(super) fn look(&mut self, thread: usize, connecting: Vec<u64>, ending: Vec<u64>) {
         self.looks.insert(thread, (connecting, ending));
     }
 
     /// Some may yet move.
     pub(super) fn is_awaiting(&self) -> bool {
-        self.looks.values().any(|(connecting, _)| *connecting > 0)
+        self.looks.values().any(|(connecting, _)| !connecting.is_empty())
     }
 
     pub(super) fn tried(&self) -> Vec<u64> {
@@ -75,8 +75,8 @@ impl Tally {
         self.tried.retain(|id, _| still.contains(id));
         let mut left: BTreeMap<&str, u64> = BTreeMap::new();
         for (connecting, ending) in self.looks.values() {
-            *left.entry(left::CONNECTING).or_default() += connecting;
-            *left.entry(left::ENDING).or_default() += ending;
+            *left.entry(left::CONNECTING).or_default() += connecting.len() as u64;
+            *left.entry(left::ENDING).or_default() += ending.len() as u64;
         }
         for (_, why) in self.tried.values() {
             *left.entry(why).or_default() += 1;
@@ -89,6 +89,20 @@ impl Tally {
             .filter(|(_, sessions)| *sessions > 0)
             .map(|(why, sessions)| (why.to_owned(), sessions))
             .collect()
+    }
+
+    /// Of those [`Self::left`] has counted, the ones that were looked at, as many as may be named.
+    pub(super) fn who(&self) -> BTreeMap<String, Vec<u64>> {
+        let looked = self.looks.values().flat_map(|(connecting, ending)| {
+            let connecting = connecting.iter().map(|id| (left::CONNECTING, *id));
+            connecting.chain(ending.iter().map(|id| (left::ENDING, *id)))
+        });
+        let tried = self.tried.iter().map(|(id, (_, why))| (*why, *id));
+        let mut who: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (why, id) in looked.chain(tried).take(left::NAMED) {
+            who.entry(why.to_owned()).or_default().push(id);
+        }
+        who
     }
 }
 
@@ -113,9 +127,9 @@ mod tests {
     #[test]
     fn what_is_left_is_counted_once_with_its_reason() {
         let mut tally = Tally::default();
-        tally.look(0, 3, 1);
-        tally.look(0, 2, 0);
-        tally.look(1, 1, 0);
+        tally.look(0, vec![1, 2, 3], vec![4]);
+        tally.look(0, vec![1, 2], vec![]);
+        tally.look(1, vec![5], vec![]);
         assert!(tally.is_awaiting());
         tally.failed(7, left::TIMEOUT);
         tally.failed(8, left::TIMEOUT);
@@ -125,6 +139,10 @@ mod tests {
             counted(tally.left(&HashSet::from([7]), 9, Some(left::PEER_GONE))),
             [named("connecting", 3), named("peer_gone", 5), named("timeout", 1)]
         );
+        let who = |word: &str, ids: &[u64]| (word.to_owned(), ids.to_vec());
+        assert_eq!(Vec::from_iter(tally.who()), [who("connecting", &[1, 2, 5]), who("timeout", &[7])]);
         assert_eq!(counted(tally.left(&HashSet::new(), 9, None)), [named("connecting", 3)]);
+        tally.look(2, (10..5_000).collect(), vec![]);
+        assert_eq!(tally.who().values().map(Vec::len).sum::<usize>(), left::NAMED);
     }
 }

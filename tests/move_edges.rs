@@ -42,7 +42,11 @@ fn scene(more: impl FnOnce(Conf) -> Conf) -> (Proxy, Port, Played) {
 fn moved(proxy: &Proxy, count: u64) {
     let report = proxy.ctl_json(&["upgrade", "--probation", "0s"]);
     assert_eq!(report["result"], "committed", "{report}");
-    assert_eq!(report["sessions"], serde_json::json!({"moved": count, "left": 0, "forced": 0}), "{report}");
+    assert_eq!(
+        report["sessions"],
+        serde_json::json!({"moved": count, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0}),
+        "{report}"
+    );
     until_alone(proxy);
 }
 

@@ -141,7 +141,7 @@ fn assert_as_before(proxy: &Proxy, before: &[Census; 2], sessions: u64) {
 /// All of them have moved.
 fn assert_moved(report: &Value, count: usize) {
     assert_eq!(report["result"], "committed", "{report}");
-    let wanted = serde_json::json!({"moved": count, "left": 0, "forced": 0});
+    let wanted = serde_json::json!({"moved": count, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0});
     assert_eq!(report["sessions"], wanted, "{report}");
     println!("longest pause {} ms of {count}", report["longest_pause_ms"]);
 }

@@ -117,7 +117,7 @@ fn idle_and_chatting_sessions_go_to_the_new_generation_as_they_are() {
 
     for generation in 2..=4 {
         let report = proxy.upgrade();
-        let sessions = serde_json::json!({"moved": 4, "left": 0, "forced": 0});
+        let sessions = serde_json::json!({"moved": 4, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0});
         assert_eq!(report["sessions"], sessions, "{report}");
         let pause = report["longest_pause_ms"].as_f64().unwrap();
         assert!(pause > 0.0 && pause < 2_000.0, "{report}");
@@ -157,11 +157,19 @@ fn those_that_were_told_to_stay_stay_for_good() {
     let proxy = start(&Conf::simple(&port, &[backend.address()]).with("drain", "timeout = \"1h\""));
     let mut stay: Vec<Steady> = (0..3).map(|_| Steady::open(port.address())).collect();
     let report = proxy.ctl_json(&["upgrade", "--sessions", "drain"]);
-    assert_eq!(report["sessions"], serde_json::json!({"moved": 0, "left": 3, "forced": 0}), "{report}");
+    assert_eq!(
+        report["sessions"],
+        serde_json::json!({"moved": 0, "left": 3, "forced": 0, "recovered": 0, "unprotected": 0}),
+        "{report}"
+    );
     assert_eq!(proxy.metrics().count("proxyd_upgrade_step_seconds_count", &[("step", "move")]), 0);
     let mut go = Steady::open(port.address());
     let report = proxy.upgrade();
-    assert_eq!(report["sessions"], serde_json::json!({"moved": 1, "left": 0, "forced": 0}), "{report}");
+    assert_eq!(
+        report["sessions"],
+        serde_json::json!({"moved": 1, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0}),
+        "{report}"
+    );
     until("the second is gone", DEADLINE, || generations(&proxy).len() == 2);
     assert_eq!(generations(&proxy), [(1, "draining".to_owned(), 3), (3, "serving".to_owned(), 1)]);
     stay.iter_mut().chain([&mut go]).for_each(Steady::assert_alive);
@@ -181,7 +189,11 @@ fn a_rollback_on_probation_brings_back_what_the_new_generation_has_accepted() {
     let answer = proxy.ctl(&["--json", "rollback"]);
     assert!(answer.status.success(), "{answer:?}");
     let report: Value = serde_json::from_slice(&answer.stdout).unwrap();
-    assert_eq!(report["sessions"], serde_json::json!({"moved": 4, "left": 0, "forced": 0}), "{report}");
+    assert_eq!(
+        report["sessions"],
+        serde_json::json!({"moved": 4, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0}),
+        "{report}"
+    );
     assert_eq!((&report["result"], &report["step"]), (&"rolled_back".into(), &"probation".into()), "{report}");
     let told = caller.wait_with_output().unwrap();
     assert_eq!(told.status.code(), Some(6), "{told:?}");
@@ -368,6 +380,6 @@ fn a_session_that_was_still_connecting_follows() {
     other.assert_alive();
     let moved = |result| proxy.metrics().count("proxyd_sessions_moved_total", &[("result", result)]);
     assert_eq!((moved("moved"), moved("left")), (2, 1));
-    let sessions = serde_json::json!({"moved": 2, "left": 0, "forced": 0});
+    let sessions = serde_json::json!({"moved": 2, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0});
     assert_eq!(proxy.ctl_json(&["upgrade", "--last"])["sessions"], sessions, "the report is put right");
 }

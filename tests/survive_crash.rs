@@ -5,6 +5,7 @@ mod harness;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -508,4 +509,24 @@ fn a_session_that_waits_for_its_next_worker_can_be_killed() {
     assert_eq!(metrics.count("proxyd_sessions_recovered_total", &[("result", "lost")]), 0);
     drop((other, its_server));
     until("the keeper holds nothing any more", Duration::from_secs(2), || pipes(proxy.keeper_pid()) <= before);
+}
+
+#[test]
+fn the_report_of_an_upgrade_says_what_was_recovered_meanwhile() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let sessions = [session(&proxy, &bind, &backend), session(&proxy, &bind, &backend)];
+    let old = proxy.serving_pid();
+    let mut upgrade = proxy.ctl_command(&["--json", "upgrade", "--probation", "3s"]);
+    let caller = upgrade.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("it is on probation", DEADLINE, || proxy.status()["upgrade"]["step"] == "probation");
+    send(old, Signal::SIGKILL).unwrap();
+    let told = caller.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&told.stdout).unwrap();
+    let wanted = serde_json::json!({"moved": 0, "left": 0, "forced": 0, "recovered": 2, "unprotected": 0});
+    assert_eq!((&report["result"], &report["sessions"]), (&"committed".into(), &wanted), "{told:?}");
+    for (client, server) in &sessions {
+        pass(client, server, "there");
+    }
 }

@@ -130,7 +130,7 @@ fn the_report_has_the_shape_of_the_contract() {
         ("to", json!(2)),
         ("reason", json!("")),
         ("accept_gap_ms", json!(0.0)),
-        ("sessions", json!({"moved": 1, "left": 0, "forced": 0})),
+        ("sessions", json!({"moved": 1, "left": 0, "forced": 0, "recovered": 0, "unprotected": 0})),
     ] {
         assert_eq!(report[key], value, "{key} in {report}");
     }
@@ -236,7 +236,11 @@ fn the_oldest_generation_is_closed_by_force_when_there_are_too_many() {
     third.assert_alive();
     let mut fourth = Steady::open(port.address());
     fourth.assert_alive();
-    assert_eq!(report["sessions"], json!({"moved": 0, "left": 1, "forced": 1}), "{report}");
+    assert_eq!(
+        report["sessions"],
+        json!({"moved": 0, "left": 1, "forced": 1, "recovered": 0, "unprotected": 0}),
+        "{report}"
+    );
     let metrics = proxy.metrics();
     assert_eq!(metrics.value("proxyd_sessions_forced_closed_total", &[("cause", "generations")]), Some(1.0));
     let forced = [("listener", "main"), ("reason", "drain_forced")];

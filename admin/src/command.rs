@@ -249,6 +249,12 @@ pub struct SessionsAtUpgrade {
     /// Left with the other one, to drain.
     pub left: u64,
     pub forced: u64,
+    /// Gone on in another worker after theirs had died meanwhile.
+    #[serde(default)]
+    pub recovered: u64,
+    /// Live ones of listeners with `survive_crash` that would not have outlived their worker when it ended.
+    #[serde(default)]
+    pub unprotected: u64,
     /// How many of those that were left could not move, by why: `connecting`, `ending`, `refused`, `no_room`, `timeout`,
     /// `peer_gone`, `older_version`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

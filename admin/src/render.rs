@@ -125,10 +125,11 @@ fn outcome(report: &UpgradeReport) -> String {
     if report.result == UpgradeResult::Committed {
         return format!(
             "upgrade {id} committed: generation {from} -> {to}, version {version}, in {took}; accept gap {}; {}; {} closed \
-             by force\n",
+             by force{}\n",
             milliseconds(report.accept_gap_ms),
             moved(sessions, report.longest_pause_ms),
             whole_number(sessions.forced),
+            surviving(sessions),
         );
     }
     let how = if report.result == UpgradeResult::RolledBack { "rolled back" } else { "failed" };
@@ -137,7 +138,15 @@ fn outcome(report: &UpgradeReport) -> String {
         0 => String::new(),
         _ => format!("; {}", moved(sessions, report.longest_pause_ms)),
     };
-    format!("upgrade {id} {how} at {step} after {took}: {reason}; version {version} serves{moved}\n")
+    let surviving = surviving(sessions);
+    format!("upgrade {id} {how} at {step} after {took}: {reason}; version {version} serves{moved}{surviving}\n")
+}
+
+/// `; 3 recovered; 2 unprotected`, where there is something to say.
+fn surviving(sessions: &SessionsAtUpgrade) -> String {
+    let told = [(sessions.recovered, "recovered"), (sessions.unprotected, "unprotected")];
+    let told = told.iter().filter(|(count, _)| *count > 0);
+    told.map(|(count, word)| format!("; {} {word}", whole_number(*count))).collect()
 }
 
 /// `moved 2,220 sessions (longest pause 3.1 ms), 4 left to drain: 4 connecting`.

@@ -152,7 +152,7 @@ fn reports_are_one_line() {
 #[test]
 fn what_moved_is_told_and_why_the_rest_did_not() {
     let why = [("connecting".to_owned(), 4), ("no_room".to_owned(), 2)].into();
-    let sessions = SessionsAtUpgrade { moved: 2_220, left: 6, forced: 0, left_why: why };
+    let sessions = SessionsAtUpgrade { moved: 2_220, left: 6, left_why: why, ..SessionsAtUpgrade::default() };
     let wanted = "moved 2,220 sessions (longest pause 3.1 ms), 6 left to drain: 4 connecting, 2 no room";
     assert_eq!(moved(&sessions, 3.12), wanted);
     let rolled_back = UpgradeReport { sessions, longest_pause_ms: 3.12, ..finished(UpgradeResult::RolledBack) };
@@ -174,6 +174,16 @@ fn an_upgrade_in_hand_shows_its_step_and_since_when() {
     let drawn = status(&Status { upgrade: Some(upgrade), generations: vec![standby], ..example() }, Style::Plain);
     assert!(drawn.contains("\nupgrade 7 is at probation for 3.2s: generation 2 -> 3\n"), "{drawn}");
     assert!(drawn.contains("         2  standby  "), "{drawn}");
+}
+
+#[test]
+fn what_survived_a_crash_and_what_would_not_is_told_where_there_is_any() {
+    let sessions = SessionsAtUpgrade { moved: 4, recovered: 1_003, unprotected: 2, ..SessionsAtUpgrade::default() };
+    let drawn = report(&UpgradeReport { sessions, ..finished(UpgradeResult::Committed) });
+    assert!(drawn.ends_with("; 0 closed by force; 1,003 recovered; 2 unprotected\n"), "{drawn}");
+    let older = serde_json::json!({"moved": 1, "left": 0, "forced": 0});
+    let read: SessionsAtUpgrade = serde_json::from_value(older).unwrap();
+    assert_eq!((read.moved, read.recovered, read.unprotected), (1, 0, 0), "as an older keeper writes it");
 }
 
 #[test]

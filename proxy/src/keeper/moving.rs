@@ -223,7 +223,7 @@ impl Keeper {
         let is_taker_lost = over && known.ends(left.contains_key(left::PEER_GONE));
         let (to, upgrade) = (known.to, known.upgrade);
         let longest_pause = Duration::from_micros(longest_pause_us);
-        let moved = Moved { moved: more, left, longest_pause };
+        let moved = Moved { moved: more, left, longest_pause, recovered: 0 };
         self.tell_moved(giver, to, upgrade, &moved, &who);
         if more > 0 {
             if is_first {

@@ -15,6 +15,7 @@ use super::event::Event;
 use super::owner::Keeper;
 use super::reaper::Exit;
 use super::restart::count_lost;
+use super::told::Moved;
 use crate::config::order::left;
 use crate::observe::events::Happened;
 use crate::observe::reason::{Cause, Reason};
@@ -192,6 +193,10 @@ impl Keeper {
             );
         }
         self.tally.recovered("recovered", sessions.values().sum());
+        for (from, recovered) in &sessions {
+            let upgrade = self.upgrade.as_ref().map(|upgrade| upgrade.id).or_else(|| self.upgrade_of(*from));
+            self.told_of_upgrade(upgrade, Moved { recovered: *recovered, ..Moved::default() });
+        }
         self.say_waiting(to, waiting + refused.iter().filter(|(_, why)| why == left::NO_ROOM).count());
         for (lost, why) in refused {
             if !self.recovery.is_given_up(lost.id, &why) {

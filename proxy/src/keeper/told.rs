@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::owner::Keeper;
 use crate::config::order::left;
 use crate::observe::events::Happened;
-use crate::observe::names;
+use crate::observe::{names, scene};
 
 /// What has become of the sessions of one generation.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,8 @@ pub(super) struct Moved {
     /// How many are still there, by why.
     pub left: BTreeMap<String, u64>,
     pub longest_pause: Duration,
+    /// Their worker died, and they went on elsewhere.
+    pub recovered: u64,
 }
 
 /// Ids of sessions that were left, by why, as far as the giver has said them.
@@ -34,6 +36,7 @@ impl Moved {
         self.left = still_left(&self.left, other.moved, &other.left);
         self.moved += other.moved;
         self.longest_pause = self.longest_pause.max(other.longest_pause);
+        self.recovered += other.recovered;
     }
 
     pub(super) fn left(&self) -> u64 {
@@ -47,7 +50,8 @@ impl Moved {
     /// For a report.
     pub(super) fn sessions(self) -> SessionsAtUpgrade {
         let left = self.left();
-        SessionsAtUpgrade { moved: self.moved, left, forced: 0, left_why: self.left }
+        let Self { moved, left: left_why, recovered, .. } = self;
+        SessionsAtUpgrade { moved, left, left_why, recovered, ..SessionsAtUpgrade::default() }
     }
 }
 
@@ -120,6 +124,11 @@ impl Keeper {
         }
         named.iter().take(IN_EVENT).map(|(session, why)| in_event(session, why)).collect()
     }
+
+    /// Those of listeners with `survive_crash` that would not outlive their worker now.
+    pub(super) fn unprotected(&self) -> u64 {
+        scene::all_unprotected(&sessions(self.ledger.segments()))
+    }
 }
 
 /// Each with why it was left: as its giver has said, else by what is left of the counts. What has none was not left by then.
@@ -172,9 +181,9 @@ mod tests {
     #[test]
     fn several_moves_of_an_upgrade_are_one_report() {
         let pause = Duration::from_millis;
-        let mut all = Moved { moved: 5, left: counts(&[(left::PEER_GONE, 3)]), longest_pause: pause(2) };
-        all.add(Moved { moved: 2, left: counts(&[(left::CONNECTING, 1)]), longest_pause: pause(1) });
-        assert_eq!((all.moved, all.left(), all.longest_pause_ms()), (7, 1, 2.0));
+        let mut all = Moved { moved: 5, left: counts(&[(left::PEER_GONE, 3)]), longest_pause: pause(2), recovered: 0 };
+        all.add(Moved { moved: 2, left: counts(&[(left::CONNECTING, 1)]), longest_pause: pause(1), recovered: 4 });
+        assert_eq!((all.moved, all.left(), all.longest_pause_ms(), all.recovered), (7, 1, 2.0, 4));
     }
 
     #[test]

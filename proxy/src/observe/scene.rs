@@ -185,6 +185,11 @@ pub(super) fn unprotected(sessions: &[SessionSnapshot], listener: &str, why: Opt
     })
 }
 
+/// Sessions of all listeners that would not outlive their worker though they should.
+pub fn all_unprotected(sessions: &[SessionSnapshot]) -> u64 {
+    count(sessions, |session| matches!(Protection::of_code(session.protection), Some(Protection::No(_))))
+}
+
 fn row(session: &SessionSnapshot, now_ms: u64) -> SessionRow {
     let address = |address: Option<SocketAddr>, none: &str| address.map_or_else(|| none.into(), |a| a.to_string());
     SessionRow {

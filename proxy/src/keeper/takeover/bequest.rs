@@ -36,7 +36,7 @@ impl Keeper {
         let (gap, left) = trial.figures();
         let report = UpgradeReport {
             accept_gap_ms: gap.as_secs_f64() * 1e3,
-            sessions: SessionsAtUpgrade { left, ..SessionsAtUpgrade::default() },
+            sessions: SessionsAtUpgrade { left, unprotected: self.unprotected(), ..SessionsAtUpgrade::default() },
             ..self.report(upgrade, UpgradeResult::Committed, "")
         };
         self.bequest = Some(Bequest { heir, link, report });

@@ -122,11 +122,12 @@ impl Keeper {
         let Some(upgrade) = &self.upgrade else { return };
         let (gap, longest_pause_ms) = (trial.gap, moved.longest_pause_ms());
         let stayed = SessionsAtUpgrade { left: trial.left, ..SessionsAtUpgrade::default() };
-        let sessions = if moves { moved.sessions() } else { stayed };
+        let sessions =
+            if moves { moved.sessions() } else { SessionsAtUpgrade { recovered: moved.recovered, ..stayed } };
         let report = UpgradeReport {
             accept_gap_ms: gap.as_secs_f64() * 1e3,
             longest_pause_ms,
-            sessions: SessionsAtUpgrade { forced: upgrade.forced, ..sessions },
+            sessions: SessionsAtUpgrade { forced: upgrade.forced, unprotected: self.unprotected(), ..sessions },
             ..self.report(upgrade, UpgradeResult::Committed, "")
         };
         let sessions = render::moved(&report.sessions, longest_pause_ms);

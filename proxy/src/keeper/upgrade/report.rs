@@ -73,6 +73,7 @@ pub(super) fn amend(report: &mut UpgradeReport, moved: &Moved) {
     report.longest_pause_ms = report.longest_pause_ms.max(moved.longest_pause_ms());
     let sessions = &mut report.sessions;
     sessions.moved += moved.moved;
+    sessions.recovered += moved.recovered;
     if !(sessions.left_why.is_empty() && moved.left.is_empty() && moved.moved == 0) {
         sessions.left_why = still_left(&sessions.left_why, moved.moved, &moved.left);
         sessions.left = sessions.left_why.values().sum();

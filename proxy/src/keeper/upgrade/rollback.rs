@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use admin::command::{self, Failure, FailureKind, Line, UpgradeReport, UpgradeResult};
+use admin::command::{self, Failure, FailureKind, Line, SessionsAtUpgrade, UpgradeReport, UpgradeResult};
 use tokio::time::{Instant, timeout};
 
 use super::super::event::Caller;
@@ -148,7 +148,7 @@ impl Keeper {
         let report = UpgradeReport {
             step: step.into(),
             longest_pause_ms,
-            sessions: moved.sessions(),
+            sessions: SessionsAtUpgrade { unprotected: self.unprotected(), ..moved.sessions() },
             ..self.report(upgrade, UpgradeResult::RolledBack, reason)
         };
         let value = serde_json::to_value(&report).ok().map(Box::new);

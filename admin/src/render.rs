@@ -90,10 +90,14 @@ pub fn pools(pools: &[PoolView], style: Style) -> String {
     table(style, &heads, &[1, 4, 7], rows)
 }
 
+/// The last column is there if it has anything to say.
 pub fn sessions(rows: &[SessionRow], style: Style) -> String {
-    let heads = ["ID", "GEN", "LISTENER", "POOL", "BACKEND", "CLIENT", "STATE", "AGE", "IDLE", "RECEIVED", "SENT"];
+    let mut heads =
+        vec!["ID", "GEN", "LISTENER", "POOL", "BACKEND", "CLIENT", "STATE", "AGE", "IDLE", "RECEIVED", "SENT"];
+    let protects = rows.iter().any(|row| row.protection.is_some());
+    heads.extend(protects.then_some("PROTECTION"));
     let row = |s: &SessionRow| {
-        vec![
+        let mut row = vec![
             s.id.to_string(),
             s.generation.to_string(),
             s.listener.clone(),
@@ -105,7 +109,9 @@ pub fn sessions(rows: &[SessionRow], style: Style) -> String {
             seconds(s.idle_seconds),
             bytes(s.bytes_received),
             bytes(s.bytes_sent),
-        ]
+        ];
+        row.extend(protects.then(|| s.protection.clone().unwrap_or_else(|| "-".into())));
+        row
     };
     table(style, &heads, &[0, 1, 7, 8, 9, 10], rows.iter().map(row))
 }

@@ -128,6 +128,19 @@ fn sessions_are_aligned_and_readable() {
 }
 
 #[test]
+fn sessions_that_are_to_survive_show_whether_they_would() {
+    let mut rows = rows();
+    rows[1].protection = Some("keeper_full".into());
+    let wanted = [
+        "  ID  GEN  LISTENER  POOL  BACKEND  CLIENT          STATE          AGE   IDLE  RECEIVED  SENT  PROTECTION\n",
+        "  17    3  postgres  pg    b        10.1.2.3:50000  established  1h 2m  250ms   1.5 KiB  12 B  -\n",
+        "1000    3  postgres  pg    b        unix            established  1h 2m  250ms   1.5 KiB  12 B  keeper_full\n",
+    ]
+    .concat();
+    assert_eq!(sessions(&rows, Style::Plain), wanted);
+}
+
+#[test]
 fn a_terminal_gets_a_rule() {
     let drawn = pool_list(&example().pools, Style::Terminal);
     let lines: Vec<&str> = drawn.lines().collect();
@@ -160,6 +173,16 @@ fn what_moved_is_told_and_why_the_rest_did_not() {
 }
 
 #[test]
+fn what_survived_a_crash_and_what_would_not_is_told_where_there_is_any() {
+    let sessions = SessionsAtUpgrade { moved: 4, recovered: 1_003, unprotected: 2, ..SessionsAtUpgrade::default() };
+    let drawn = report(&UpgradeReport { sessions, ..finished(UpgradeResult::Committed) });
+    assert!(drawn.ends_with("; 0 closed by force; 1,003 recovered; 2 unprotected\n"), "{drawn}");
+    let older = serde_json::json!({"moved": 1, "left": 0, "forced": 0});
+    let read: SessionsAtUpgrade = serde_json::from_value(older).unwrap();
+    assert_eq!((read.moved, read.recovered, read.unprotected), (1, 0, 0), "as an older keeper writes it");
+}
+
+#[test]
 fn what_became_of_the_keeper_is_a_line_of_its_own() {
     let committed = finished(UpgradeResult::Committed);
     let kept = UpgradeReport { keeper: "not upgraded: execve: no memory".into(), ..committed };
@@ -174,16 +197,6 @@ fn an_upgrade_in_hand_shows_its_step_and_since_when() {
     let drawn = status(&Status { upgrade: Some(upgrade), generations: vec![standby], ..example() }, Style::Plain);
     assert!(drawn.contains("\nupgrade 7 is at probation for 3.2s: generation 2 -> 3\n"), "{drawn}");
     assert!(drawn.contains("         2  standby  "), "{drawn}");
-}
-
-#[test]
-fn what_survived_a_crash_and_what_would_not_is_told_where_there_is_any() {
-    let sessions = SessionsAtUpgrade { moved: 4, recovered: 1_003, unprotected: 2, ..SessionsAtUpgrade::default() };
-    let drawn = report(&UpgradeReport { sessions, ..finished(UpgradeResult::Committed) });
-    assert!(drawn.ends_with("; 0 closed by force; 1,003 recovered; 2 unprotected\n"), "{drawn}");
-    let older = serde_json::json!({"moved": 1, "left": 0, "forced": 0});
-    let read: SessionsAtUpgrade = serde_json::from_value(older).unwrap();
-    assert_eq!((read.moved, read.recovered, read.unprotected), (1, 0, 0), "as an older keeper writes it");
 }
 
 #[test]

@@ -25,6 +25,8 @@ pub struct Carried {
     pub backend: OwnedFd,
     /// Reading ends of the pipes that hold bytes, the client's first.
     pub pipes: [Option<OwnedFd>; 2],
+    /// Their writing ends, which stay with whoever may go on with it where it was; none of one that came from elsewhere.
+    pub writers: [Option<OwnedFd>; 2],
 }
 
 /// What its owner must know to go on, beside what its record says. Written as JSON; a reader ignores what it does not know,
@@ -62,8 +64,9 @@ pub struct BackendState {
 
 impl Carried {
     pub(super) fn into_parts(self) -> (SessionState, Parts) {
-        let Self { state, hand, client, backend, pipes, .. } = self;
-        let parts = Parts { relay: state.relay.clone(), hand, client, backend, pipes, nagle_off: state.nagle_off };
+        let Self { state, hand, client, backend, pipes, writers, .. } = self;
+        let (relay, nagle_off) = (state.relay.clone(), state.nagle_off);
+        let parts = Parts { relay, hand, client, backend, pipes, writers, nagle_off };
         (state, parts)
     }
 }

@@ -72,7 +72,7 @@ impl Session {
         };
         let held = Phase::Held(Held::Frozen { forced: None });
         let Phase::Relaying(relaying) = std::mem::replace(&mut *phase, held) else { return Err(Unmoved::NotThere) };
-        let (Parts { relay, hand, client, backend: server, pipes, nagle_off }, clocks) = relaying.into_parts();
+        let (Parts { relay, hand, client, backend: server, pipes, writers, nagle_off }, clocks) = relaying.into_parts();
         let state = SessionState {
             listener: self.terms.listener.clone(),
             pool: self.terms.pool.name().to_owned(),
@@ -86,7 +86,7 @@ impl Session {
             relay,
             clocks,
         };
-        Ok(Carried { id: self.meter.id(), place, state, hand, client, backend: server, pipes })
+        Ok(Carried { id: self.meter.id(), place, state, hand, client, backend: server, pipes, writers })
     }
 
     /// Goes on with what was carried; an end that was forced meanwhile comes now.

@@ -77,19 +77,18 @@ impl Pipe {
         });
     }
 
-    /// A pipe that comes with bytes. Its writing end is opened anew; where that can't be (no `/proc`), what it holds can be
-    /// read all the same, and the next bytes take another pipe.
-    pub(super) fn adopt(reader: OwnedFd) -> io::Result<Self> {
+    /// A pipe that comes with bytes. Without its writing end this is opened anew; where that can't be (no `/proc`, no descriptor),
+    /// what it holds can be read all the same, and the next bytes take another pipe.
+    pub(super) fn adopt(reader: OwnedFd, writer: Option<OwnedFd>) -> io::Result<Self> {
         let size = fcntl_getpipe_size(&reader)?;
-        let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let writer = rustix::fs::open(path, flags, Mode::empty()).ok();
+        let writer = writer.or_else(|| open_writer(&reader));
         Ok(Self { reader, writer, size, is_own: false, _counted: Counted::new() })
     }
 
-    /// The end that travels; the bytes stay in it. Another writing end can be opened from it.
-    pub(super) fn into_reader(self) -> OwnedFd {
-        self.reader
+    /// The reading end, which travels with the bytes in it and from which another writing end can be opened; and the writing
+    /// end.
+    pub(super) fn into_ends(self) -> (OwnedFd, Option<OwnedFd>) {
+        (self.reader, self.writer)
     }
 
     /// Bytes in it.
@@ -106,6 +105,12 @@ impl Pipe {
         let size = fcntl_setpipe_size(&writer, wanted).or_else(|_| fcntl_getpipe_size(&writer)).ok()?;
         Some(Self { reader, writer: Some(writer), size, is_own: false, _counted: Counted::new() })
     }
+}
+
+fn open_writer(reader: &OwnedFd) -> Option<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).ok()
 }
 
 impl Counted {
@@ -169,8 +174,9 @@ mod tests {
         allow_pipes(1);
         let pipe = Pipe::take().unwrap();
         rustix::io::write(pipe.writer.as_ref().unwrap(), b"first ").unwrap();
-        let (size, reader) = (pipe.size, pipe.into_reader());
-        let pipe = Pipe::adopt(reader).unwrap();
+        let (size, (reader, writer)) = (pipe.size, pipe.into_ends());
+        drop(writer);
+        let pipe = Pipe::adopt(reader, None).unwrap();
         assert_eq!((pipe.size, pipe.held().unwrap()), (size, 6));
         rustix::io::write(pipe.writer.as_ref().unwrap(), b"second").unwrap();
         let mut bytes = [0; 20];

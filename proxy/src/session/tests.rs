@@ -102,7 +102,7 @@ impl Owner {
     fn hold(&self, carried: Carried) {
         // As it would travel.
         let state = serde_json::from_str(&serde_json::to_string(&carried.state).unwrap()).unwrap();
-        let carried = Carried { state, ..carried };
+        let carried = Carried { state, writers: [None, None], ..carried };
         let backend = Arc::new(Backend::new(carried.state.backend.name.clone(), carried.state.backend.address));
         self.table.hold(carried, &self.terms, backend, &self.book, &self.listener, self.seat()).unwrap();
     }
@@ -183,6 +183,7 @@ fn duplicate(carried: &Carried) -> Carried {
         client: copy(&carried.client),
         backend: copy(&carried.backend),
         pipes: carried.pipes.each_ref().map(|pipe| pipe.as_ref().map(copy)),
+        writers: carried.writers.each_ref().map(|writer| writer.as_ref().map(copy)),
         ..*carried
     }
 }

@@ -168,5 +168,5 @@ fn verdict(line: &Line, answer: Result<(), Unheld>) -> Verdict {
 fn unpack(item: Item) -> Result<Carried, serde_json::Error> {
     let Item { id, place, state, hand, client, backend, pipes } = item;
     let state = serde_json::from_str(&state)?;
-    Ok(Carried { id, place, state, hand, client, backend, pipes })
+    Ok(Carried { id, place, state, hand, client, backend, pipes, writers: [None, None] })
 }

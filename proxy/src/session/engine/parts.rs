@@ -19,6 +19,8 @@ pub(in crate::session) struct Parts {
     pub(in crate::session) backend: OwnedFd,
     /// Reading ends of the pipes that hold bytes, the client's first.
     pub(in crate::session) pipes: [Option<OwnedFd>; 2],
+    /// Their writing ends, where these are at hand. They do not travel: who goes on where it was needs nothing new.
+    pub(in crate::session) writers: [Option<OwnedFd>; 2],
     pub(in crate::session) nagle_off: bool,
 }
 
@@ -41,26 +43,32 @@ impl Engine {
         let Self { relay, client, backend, pipes, to_backend, .. } = self;
         let [to_backend_pipe, to_client_pipe] = pipes;
         let travels = |from: Side, pipe: Option<Pipe>| match pipe {
-            Some(pipe) if relay.in_pipe(from) > 0 || relay.only_splices() => Some(pipe.into_reader()),
+            Some(pipe) if relay.in_pipe(from) > 0 || relay.only_splices() => {
+                let (reader, writer) = pipe.into_ends();
+                (Some(reader), writer)
+            }
             Some(pipe) => {
                 pipe.give_back();
-                None
+                (None, None)
             }
-            None => None,
+            None => (None, None),
         };
-        let pipes = [travels(Side::Client, to_backend_pipe), travels(Side::Backend, to_client_pipe)];
+        let (up, up_writer) = travels(Side::Client, to_backend_pipe);
+        let (down, down_writer) = travels(Side::Backend, to_client_pipe);
+        let (pipes, writers) = ([up, down], [up_writer, down_writer]);
         let (relay, hand) = relay.into_state();
         let (client, backend) = (client.into_fd(), backend.into_fd());
-        Parts { relay, hand, client, backend, pipes, nagle_off: to_backend == Nagle::Off }
+        Parts { relay, hand, client, backend, pipes, writers, nagle_off: to_backend == Nagle::Off }
     }
 
     /// To go on with, on the runtime of this thread. A write that had no room is simply tried again. If it fails, the parts
     /// are dropped.
     pub(in crate::session) fn from_parts(parts: Parts) -> Result<Self, Unfit> {
-        let Parts { relay, hand, client, backend, pipes, nagle_off } = parts;
-        let [to_backend, to_client] = pipes;
-        let mut pipes =
-            [adopted(to_backend, relay.in_pipe(Side::Client))?, adopted(to_client, relay.in_pipe(Side::Backend))?];
+        let Parts { relay, hand, client, backend, pipes, writers, nagle_off } = parts;
+        let ([up, down], [up_writer, down_writer]) = (pipes, writers);
+        let up = adopted(up, up_writer, relay.in_pipe(Side::Client))?;
+        let down = adopted(down, down_writer, relay.in_pipe(Side::Backend))?;
+        let mut pipes = [up, down];
         if relay.only_splices() {
             if pipes.iter().flatten().filter(|pipe| pipe.writer.is_some()).count() != 2 {
                 return Err(Unfit::NoWay);
@@ -85,8 +93,8 @@ impl Engine {
 }
 
 /// The kernel knows best what is in a pipe. If that is not what was said, bytes are missing, or are not ours.
-fn adopted(reader: Option<OwnedFd>, said: usize) -> Result<Option<Pipe>, Unfit> {
-    let pipe = reader.map(Pipe::adopt).transpose().map_err(Unfit::NoPipe)?;
+fn adopted(reader: Option<OwnedFd>, writer: Option<OwnedFd>, said: usize) -> Result<Option<Pipe>, Unfit> {
+    let pipe = reader.map(|reader| Pipe::adopt(reader, writer)).transpose().map_err(Unfit::NoPipe)?;
     let found = pipe.as_ref().map_or(Ok(0), Pipe::held).map_err(Unfit::NoPipe)?;
     if found != said {
         return Err(Unfit::Bytes { said, found });

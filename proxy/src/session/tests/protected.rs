@@ -88,7 +88,8 @@ impl Protected {
         let copy = |fd: &OwnedFd| fd.try_clone().unwrap();
         let pipes = pipes.each_ref().map(|pipe| Some(copy(pipe)));
         let hand = [Vec::new(), Vec::new()];
-        Carried { id, place, state, hand, client: copy(client), backend: copy(backend), pipes }
+        let writers = [None, None];
+        Carried { id, place, state, hand, client: copy(client), backend: copy(backend), pipes, writers }
     }
 
     fn protections(&self) -> Vec<Option<Protection>> {
@@ -130,6 +131,44 @@ fn streams_arrive_whole_however_often_their_owner_dies() {
         until(|| handoff::ledger::sessions(world.ledger.segments()).is_empty()).await;
         assert_eq!(world.closed(Reason::ClientClosed) + world.closed(Reason::BackendClosed), 6, "each counted once");
         assert_eq!(scene.keeper.holds(), 0);
+    });
+}
+
+/// Descriptors of this process for the pipes of a session, by number.
+fn descriptors(pipes: &[u64]) -> Vec<(u64, i32)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").unwrap().flatten() {
+        let named = std::fs::read_link(entry.path()).ok();
+        let pipe = named.and_then(|to| to.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok());
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        found.extend(pipe.filter(|pipe| pipes.contains(pipe)).zip(number));
+    }
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn one_that_is_taken_back_needs_no_descriptor() {
+    on_a_data_thread(async {
+        let scene = protected(NO_TIMEOUTS).await;
+        let (mut client, mut server) = scene.world.session().await;
+        assert_eq!(scene.keeper.holds(), 1);
+        let pipes: Vec<u64> = {
+            let held = scene.keeper.held.borrow();
+            let pipes = held.values().flat_map(|(_, belongings)| &belongings.pipes);
+            pipes.map(|pipe| rustix::fs::fstat(pipe).unwrap().st_ino).collect()
+        };
+        let before = descriptors(&pipes);
+        assert_eq!(before.len(), 6, "both ends of two pipes, and what the keeper has: {before:?}");
+        let table = &scene.world.owners[0].table;
+        let carried = table.freeze(64, &HashSet::new()).carried;
+        assert_eq!(descriptors(&pipes), before, "on its way");
+        table.resume(carried);
+        assert_eq!(descriptors(&pipes), before, "and back");
+        client.write_all(b"on").await.unwrap();
+        server.read_exact(&mut [0; 2]).await.unwrap();
+        drop((client, server));
+        until(|| scene.keeper.holds() == 0).await;
     });
 }
 

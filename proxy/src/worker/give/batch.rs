@@ -1,6 +1,7 @@
 //! Sessions that travel together: packed for the path, and unpacked again if they come back.
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 
 use handoff::transfer::{self, Item, Verdict};
 use tokio::time::Instant;
@@ -19,7 +20,15 @@ pub(super) struct Batch {
     pub(super) due: Instant,
     items: Vec<Item>,
     /// Of each item, to go on with here.
-    states: Vec<SessionState>,
+    kept: Vec<Kept>,
+}
+
+/// What does not travel, until the batch is released.
+#[derive(Debug)]
+struct Kept {
+    state: SessionState,
+    /// Without them a session that comes back would need two descriptors, which may not be there.
+    writers: [Option<OwnedFd>; 2],
 }
 
 impl Batch {
@@ -27,8 +36,8 @@ impl Batch {
     pub(super) const MOST_DESCRIPTORS: u64 = 4 * transfer::ITEMS as u64;
 
     pub(super) fn pack(thread: usize, carried: Vec<Carried>, begun_ns: u64) -> Self {
-        let (items, states) = carried.into_iter().map(pack).unzip();
-        Self { number: 0, thread, begun_ns, due: Instant::now(), items, states }
+        let (items, kept) = carried.into_iter().map(pack).unzip();
+        Self { number: 0, thread, begun_ns, due: Instant::now(), items, kept }
     }
 
     /// Keeps what one offer can carry, and gives the rest.
@@ -37,8 +46,8 @@ impl Batch {
         if fit >= self.items.len() {
             return None;
         }
-        let (items, states) = (self.items.split_off(fit), self.states.split_off(fit));
-        Some(Self { items, states, ..*self })
+        let (items, kept) = (self.items.split_off(fit), self.kept.split_off(fit));
+        Some(Self { items, kept, ..*self })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -85,19 +94,20 @@ impl Batch {
 
     /// What goes on here. Our copies of the sockets of the others are closed, which their peers do not see.
     pub(super) fn into_carried_but(self, gone: &HashSet<u64>) -> Vec<Carried> {
-        let both = self.items.into_iter().zip(self.states);
-        both.filter(|(item, _)| !gone.contains(&item.id)).map(|(item, state)| unpack(item, state)).collect()
+        let both = self.items.into_iter().zip(self.kept);
+        both.filter(|(item, _)| !gone.contains(&item.id)).map(|(item, kept)| unpack(item, kept)).collect()
     }
 }
 
-fn pack(carried: Carried) -> (Item, SessionState) {
-    let Carried { id, place, state, hand, client, backend, pipes } = carried;
+fn pack(carried: Carried) -> (Item, Kept) {
+    let Carried { id, place, state, hand, client, backend, pipes, writers } = carried;
     // Plain data is always JSON; the taker would refuse what is none.
     let text = serde_json::to_string(&state).unwrap_or_default();
-    (Item { id, place, state: text, hand, client, backend, pipes }, state)
+    (Item { id, place, state: text, hand, client, backend, pipes }, Kept { state, writers })
 }
 
-fn unpack(item: Item, state: SessionState) -> Carried {
+fn unpack(item: Item, kept: Kept) -> Carried {
     let Item { id, place, hand, client, backend, pipes, .. } = item;
-    Carried { id, place, state, hand, client, backend, pipes }
+    let Kept { state, writers } = kept;
+    Carried { id, place, state, hand, client, backend, pipes, writers }
 }

@@ -369,6 +369,37 @@ fn sessions_move_to_more_and_to_fewer_threads() {
     sessions.finish();
 }
 
+/// A session is counted where it was opened, also by workers of many more threads than there were then.
+#[test]
+fn all_sessions_move_to_many_more_threads_and_the_ledger_does_not_grow() {
+    for (few, many) in [(1, 8), (2, 12), (1, 70)] {
+        let (port, backend) = (Port::reserve(), Seeded::start());
+        let conf = |threads| {
+            let conf = patient(Conf::simple(&port, &[backend.address()]));
+            let conf = conf.with("upgrade", "probe = \"off\"\nmax_generations = 2");
+            conf.with("runtime", &format!("threads = {threads}"))
+        };
+        let proxy = Starter::with_binary(&conf(few), slim()).start();
+        let sessions = LongSessions::start(port.address(), Mix { idle: 60, chatting: 8, bulk: 2 });
+        proxy.write_config(&conf(many));
+        moved(&proxy, 70);
+        let after = segments(&proxy);
+        for _ in 0..3 {
+            moved(&proxy, 70);
+        }
+        assert_eq!(segments(&proxy), after, "{few} to {many} threads");
+        sessions.assert_counted(&proxy, &backend);
+        sessions.finish();
+    }
+}
+
+/// Segments of the ledger, as the keeper holds them.
+fn segments(proxy: &Proxy) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", proxy.keeper_pid())).unwrap();
+    let targets = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+    targets.filter(|target| target.to_string_lossy().contains("proxyd-ledger")).count()
+}
+
 /// They go on under the terms they were opened with, until the drain of the configuration ends them.
 #[test]
 fn sessions_of_a_removed_listener_move_and_are_drained_there() {

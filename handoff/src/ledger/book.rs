@@ -84,6 +84,17 @@ impl Ledger {
     /// `records` more sessions; else adds a segment (twice the size asked for) that has all of them. True: a segment was added,
     /// which every worker must be given before it is told of the new names. On failure nothing has changed.
     pub fn ensure(&mut self, names: &[NameSpec], blocks: u32, records: u32) -> Result<bool, LedgerError> {
+        self.ensure_roomy(names, blocks, records, Sizes::default())
+    }
+
+    /// As [`Self::ensure`]; a segment that is added is at least `least` large, as far as a segment can be.
+    pub fn ensure_roomy(
+        &mut self,
+        names: &[NameSpec],
+        blocks: u32,
+        records: u32,
+        least: Sizes,
+    ) -> Result<bool, LedgerError> {
         names.iter().try_for_each(NameSpec::check)?;
         let last = self.last();
         if let Some(missing) = missing(&last.names(), names)
@@ -94,7 +105,7 @@ impl Ledger {
             }
             return Ok(false);
         }
-        let segment = self.grow(&distinct(names.iter()), blocks, records)?;
+        let segment = self.grow(&distinct(names.iter()), blocks, records, least)?;
         self.segments.push(Arc::new(segment));
         Ok(true)
     }
@@ -220,14 +231,14 @@ impl Ledger {
         self.segments.last().expect("a ledger has a segment from the start")
     }
 
-    fn grow(&self, names: &[NameSpec], blocks: u32, records: u32) -> Result<Segment, LedgerError> {
+    fn grow(&self, names: &[NameSpec], blocks: u32, records: u32, least: Sizes) -> Result<Segment, LedgerError> {
         let index = self.segments.len();
         if index >= SEGMENTS_MOST {
             return Err(LedgerError::ChainFull(index));
         }
         let index = u32::try_from(index).map_err(|_| LedgerError::ChainFull(index))?;
         let need = Sizes { blocks, records, ..needs(names).ok_or(LedgerError::TooLarge)? };
-        let segment = Segment::create(index, roomy(need, self.last().sizes()))?;
+        let segment = Segment::create(index, roomy(need, self.last().sizes().each(least, u32::max)))?;
         segment.publish(names);
         Ok(segment)
     }
@@ -297,10 +308,10 @@ fn fits(segment: &Segment, names: &[NameSpec], blocks: u32, records: u32) -> boo
         && taken + records as usize <= sizes.records as usize
 }
 
-/// Twice the need, and no less than before, as far as a segment can have it.
-fn roomy(need: Sizes, before: Sizes) -> Sizes {
+/// Twice the need, and no less than `least`, as far as a segment can have it.
+fn roomy(need: Sizes, least: Sizes) -> Sizes {
     let double = need.each(need, u32::saturating_add);
-    let roomy = double.each(before, u32::max).each(Sizes::MOST, u32::min);
+    let roomy = double.each(least, u32::max).each(Sizes::MOST, u32::min);
     // What can be had is not cut to less than the need: then `create` refuses, and says why.
     roomy.each(need, u32::max)
 }

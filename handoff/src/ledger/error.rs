@@ -31,6 +31,8 @@ pub enum LedgerError {
     NotThere { id: u64, segment: u32, index: u32 },
     #[error("ledger: all {blocks} counter blocks of segment {segment} are leased")]
     NoBlock { segment: u32, blocks: u32 },
+    #[error("ledger: the counter blocks left in segment {segment} are for other generations")]
+    NoShare { segment: u32 },
 }
 
 impl LedgerError {

@@ -15,7 +15,7 @@ const LAYOUT: u32 = 1;
 const MAGIC: u64 = u64::from_ne_bytes(*b"proxydLG");
 
 /// Sizes of one segment. Memory is touched only where used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sizes {
     pub names: u32,
     /// Counter cells of one block.

@@ -179,6 +179,22 @@ impl Segment {
         Err(LedgerError::NoBlock { segment: self.index, blocks })
     }
 
+    /// As [`Self::lease`], where a generation gets no more than its share: its first block if there is one, and then half of
+    /// those that others have left. For a segment that new sessions no longer go to: each later generation that is given
+    /// sessions of it needs a block there. (Of threads that ask at once some may get more.)
+    pub(super) fn lease_share(&self, owner: Owner) -> Result<u32, LedgerError> {
+        let words = self.map.leases().iter().map(|lease| lease.owner.load(Relaxed));
+        let (mut own, mut free) = (0, 0);
+        for word in words {
+            own += usize::from(Owner::of(word).is_some_and(|other| other.generation == owner.generation));
+            free += usize::from(word == Owner::NOBODY);
+        }
+        if own > 0 && own >= (own + free) / 2 {
+            return Err(LedgerError::NoShare { segment: self.index });
+        }
+        self.lease(owner)
+    }
+
     /// Gives a block back: gauges are the writer's own and end with it, counters stay for the next.
     pub(super) fn release(&self, block: u32) {
         let first = self.layout().gauges_of(block);

@@ -26,7 +26,18 @@ impl Writer {
     pub fn lease(segment: Arc<Segment>, generation: u32, thread: u16) -> Result<Self, LedgerError> {
         let owner = Owner { generation, thread };
         let block = segment.lease(owner)?;
-        Ok(Self { lease: Rc::new(Lease { segment, block, owner, finds: RefCell::default() }) })
+        Ok(Self::of(segment, block, owner))
+    }
+
+    /// In a segment that new sessions no longer go to: leaves blocks there for later generations.
+    pub fn lease_share(segment: Arc<Segment>, generation: u32, thread: u16) -> Result<Self, LedgerError> {
+        let owner = Owner { generation, thread };
+        let block = segment.lease_share(owner)?;
+        Ok(Self::of(segment, block, owner))
+    }
+
+    fn of(segment: Arc<Segment>, block: u32, owner: Owner) -> Self {
+        Self { lease: Rc::new(Lease { segment, block, owner, finds: RefCell::default() }) }
     }
 
     pub fn segment(&self) -> &Arc<Segment> {

@@ -28,7 +28,7 @@ use super::reaper::Reaper;
 use super::recover::Recovery;
 use super::reexec::Replacement;
 use super::restart::Restart;
-use super::run::{RunError, SharedScene};
+use super::run::{RunError, SharedScene, sizes};
 use super::sockets::Sockets;
 use super::state::KeeperState;
 use super::takeover::{Apprentice, Bequest, Inheritance};
@@ -407,10 +407,9 @@ impl Keeper {
             all.extend(trial.before.pools.names(&trial.before.loaded.config));
         }
         all.extend_from_slice(names);
-        if !self.ledger.ensure(&all, blocks, records)? {
+        if !self.grow_ledger(&all, blocks, records)? {
             return Ok(());
         }
-        self.count_in_newest()?;
         let Some(last) = self.ledger.segments().last() else { return Ok(()) };
         let index = last.index();
         let standby = self.trial().and_then(|trial| trial.standby);
@@ -422,6 +421,22 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// True: a segment was added, which workers are to be given.
+    pub(super) fn grow_ledger(
+        &mut self,
+        names: &[handoff::ledger::NameSpec],
+        blocks: u32,
+        records: u32,
+    ) -> Result<bool, LedgerError> {
+        // For all generations that may live at a time: else each upgrade would need one more.
+        let least = sizes(self.config(), &self.pools, blocks);
+        let is_added = self.ledger.ensure_roomy(names, blocks, records, least)?;
+        if is_added {
+            self.count_in_newest()?;
+        }
+        Ok(is_added)
     }
 
     /// The keeper counts under the newest names.

@@ -91,9 +91,7 @@ impl Keeper {
         let threads = u32::try_from(self.config().runtime.threads).unwrap_or(u32::MAX);
         let names = self.pools.names(self.config());
         // A segment added here is handed over with the others; nobody serves who would need it sooner.
-        if self.ledger.ensure(&names, threads, 0).map_err(std::io::Error::other)? {
-            self.count_in_newest().map_err(std::io::Error::other)?;
-        }
+        self.grow_ledger(&names, threads, 0).map_err(std::io::Error::other)?;
         Ok(Dowry {
             generation,
             pinned: self.pinned.clone(),

@@ -292,7 +292,7 @@ fn begin(start: Start, own: Pinned, events: mpsc::Sender<Event>) -> Result<Keepe
     let pools = Pools::from_config(&loaded.config);
     Ok(Keeper::new(Parts {
         pinned: Rc::new(own),
-        ledger: Ledger::create(sizes(&loaded.config, &pools))?,
+        ledger: Ledger::create(sizes(&loaded.config, &pools, 0))?,
         loaded,
         pools,
         sockets,
@@ -337,18 +337,24 @@ fn listen(config: &Config, inherited: Vec<std::os::fd::OwnedFd>) -> Result<Socke
     Ok(sockets)
 }
 
-/// Generously: memory is touched only where it is used, and what does not suffice is added later.
-fn sizes(config: &Config, pools: &Pools) -> Sizes {
+/// Generously: memory is touched only where it is used, and what does not suffice is added later. For workers of so many
+/// threads, if that is more than there are now.
+pub(super) fn sizes(config: &Config, pools: &Pools, threads: u32) -> Sizes {
     let names = pools.names(config);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let threads = count(config.runtime.threads).max(threads).max(THREADS);
     Sizes {
         names: count(names.len()) * 2 + 256,
         counters: names.iter().map(|name| name.counters).sum::<u32>() * 2 + 4096,
         gauges: names.iter().map(|name| name.gauges).sum::<u32>() * 2 + 512,
-        blocks: count((config.upgrade.max_generations + 2) * config.runtime.threads + 2),
+        blocks: count(config.upgrade.max_generations + 2).saturating_mul(threads).saturating_add(2),
         records: count(config.runtime.max_sessions * 2 + 64),
     }
 }
+
+/// Segments have blocks for workers of so many threads: sessions stay in theirs, and one that has no block for each of more
+/// threads leaves them to a few.
+const THREADS: u32 = 16;
 
 /// What a signal asks for.
 #[derive(Clone, Copy)]

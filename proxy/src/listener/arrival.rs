@@ -53,6 +53,11 @@ impl Floor {
         Ok(self.table().hold(carried, &terms, backend, &book, &listener, seat)?)
     }
 
+    /// Whether sessions of this segment can be counted on this thread, from now on.
+    pub fn count_in(&self, segment: u32) -> Result<(), Unheld> {
+        self.book_of(segment).map(drop)
+    }
+
     /// A session is counted in the segment it was opened in, also where new ones no longer are.
     fn book_of(&self, segment: u32) -> Result<Rc<Book>, Unheld> {
         let current = self.book();

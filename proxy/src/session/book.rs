@@ -44,31 +44,22 @@ pub struct BackendBook {
 impl Book {
     /// Leases a block in the newest of `segments` for this thread.
     pub fn lease(segments: Vec<Arc<Segment>>, generation: u32, thread: u16) -> Result<Option<Self>, LedgerError> {
-        let newest = segments.last().map_or(0, |segment| segment.index());
-        Self::lease_in(segments, newest, generation, thread)
+        let Some(newest) = segments.last() else { return Ok(None) };
+        let writer = Writer::lease(Arc::clone(newest), generation, thread)?;
+        Ok(Some(Self::of(writer, segments)))
     }
 
     /// The same thread's in another segment, for sessions that were opened there. `None`: there is no such segment.
     pub fn sibling(&self, index: u32) -> Result<Option<Self>, LedgerError> {
         let (generation, thread) = self.writer.owner();
-        Self::lease_in(self.segments.clone(), index, generation, thread)
+        let Some(segment) = self.segments.iter().find(|segment| segment.index() == index) else { return Ok(None) };
+        let writer = Writer::lease_share(Arc::clone(segment), generation, thread)?;
+        Ok(Some(Self::of(writer, self.segments.clone())))
     }
 
-    fn lease_in(
-        segments: Vec<Arc<Segment>>,
-        index: u32,
-        generation: u32,
-        thread: u16,
-    ) -> Result<Option<Self>, LedgerError> {
-        let Some(segment) = segments.iter().find(|segment| segment.index() == index) else { return Ok(None) };
-        let writer = Writer::lease(Arc::clone(segment), generation, thread)?;
-        Ok(Some(Self {
-            writer,
-            segments,
-            version: Cell::new(0),
-            listeners: RefCell::default(),
-            backends: RefCell::default(),
-        }))
+    fn of(writer: Writer, segments: Vec<Arc<Segment>>) -> Self {
+        let (listeners, backends) = (RefCell::default(), RefCell::default());
+        Self { writer, segments, version: Cell::new(0), listeners, backends }
     }
 
     pub fn segments(&self) -> &[Arc<Segment>] {

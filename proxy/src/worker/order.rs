@@ -90,6 +90,11 @@ pub(super) enum Order {
         permit: Permit,
         answer: oneshot::Sender<Vec<u64>>,
     },
+    /// Makes ready to count sessions of this ledger segment.
+    CountIn {
+        segment: u32,
+        answer: oneshot::Sender<Result<(), Unheld>>,
+    },
     /// Holds sessions of another generation; answers for each in turn.
     Hold {
         carried: Vec<Carried>,

@@ -1,7 +1,7 @@
 //! The end of a path at which sessions come to this worker: held when offered, started when released. Whether one is ours is
 //! said by the owner word of its record alone; a word of the giver, or the end of the path, is when to look.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::session::{Carried, Census};
 
 /// For the giver to be at the other end: the keeper tells the taker first.
 const OPENED: Duration = Duration::from_secs(10);
+
+const NO_THREAD: &str = "no data thread holds it";
 
 /// What a taker begins with.
 #[derive(Debug)]
@@ -37,7 +39,8 @@ pub(super) async fn run(start: Start) {
         Err(error) => return tracing::warn!(path, %error, "no session comes: there is no worker at the other end"),
     };
     let giver = taker.giver();
-    let mut take = Take { taker, lines, census, held: HashMap::new(), came: 0 };
+    let (counting, held) = (HashMap::new(), HashMap::new());
+    let mut take = Take { taker, lines, census, counting, held, came: 0 };
     let end = take.follow().await;
     take.settle_all().await;
     let came = take.came;
@@ -52,6 +55,8 @@ struct Take {
     taker: Taker,
     lines: Vec<Line>,
     census: Arc<Census>,
+    /// Places of the lines to threads that count in a ledger segment.
+    counting: HashMap<u32, Vec<usize>>,
     /// Sessions of each open batch: the thread that holds it, and its id.
     held: HashMap<u64, Vec<(usize, u64)>>,
     /// Sessions that were released.
@@ -82,26 +87,51 @@ impl Take {
         }
     }
 
-    /// Holds what can be held, spread over the threads, and says so.
+    /// Holds what can be held, spread over the threads that can count it, and says so.
     async fn offered(&mut self, batch: u64, items: Vec<Item>) -> Result<(), HandoffError> {
         let mut verdicts: Vec<Verdict> = Vec::with_capacity(items.len());
         let mut shares: Vec<Vec<(usize, Carried)>> = self.lines.iter().map(|_| Vec::new()).collect();
+        let mut counting = HashMap::new();
+        for segment in items.iter().map(|item| item.place.segment).collect::<BTreeSet<_>>() {
+            counting.insert(segment, self.counting_in(segment).await);
+        }
         let mut busy: Vec<usize> =
             self.lines.iter().map(|line| self.census.of_thread(line.thread).unwrap_or_default()).collect();
         for (place, item) in items.into_iter().enumerate() {
-            verdicts.push(Verdict::Refused { why: "no data thread holds it".into() });
-            let Some(thread) = (0..busy.len()).min_by_key(|thread| busy[*thread]) else { continue };
-            match unpack(item) {
-                Ok(carried) => {
+            let thread = least_busy(&counting, &busy, item.place.segment);
+            match thread.and_then(|thread| Ok((thread, unpack(item)?))) {
+                Ok((thread, carried)) => {
                     busy[thread] += 1;
                     shares[thread].push((place, carried));
+                    verdicts.push(Verdict::Refused { why: NO_THREAD.into() });
                 }
-                Err(error) => verdicts[place] = Verdict::Refused { why: format!("its state cannot be read: {error}") },
+                Err(why) => verdicts.push(Verdict::Refused { why }),
             }
         }
         let held = self.hold(shares, &mut verdicts).await;
         self.held.insert(batch, held);
         self.taker.taken(batch, &verdicts).await.map(drop)
+    }
+
+    /// Those that can count sessions of a segment: an earlier one may not have blocks for all threads. One after the other,
+    /// as blocks are left for later generations. `Err`: none, and why.
+    async fn counting_in(&mut self, segment: u32) -> Result<Vec<usize>, String> {
+        if let Some(known) = self.counting.get(&segment) {
+            return Ok(known.clone());
+        }
+        let (mut counting, mut why) = (Vec::new(), NO_THREAD.to_owned());
+        for (place, line) in self.lines.iter().enumerate() {
+            match line.tell(|answer| Order::CountIn { segment, answer }).await.answer().await {
+                Ok(Ok(())) => counting.push(place),
+                Ok(Err(error)) => why = error.to_string(),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        if counting.is_empty() {
+            return Err(why);
+        }
+        self.counting.insert(segment, counting.clone());
+        Ok(counting)
     }
 
     /// All threads at once; each notes what it holds.
@@ -165,8 +195,19 @@ fn verdict(line: &Line, answer: Result<(), Unheld>) -> Verdict {
     }
 }
 
-fn unpack(item: Item) -> Result<Carried, serde_json::Error> {
+/// Of the threads that can count sessions of this segment.
+fn least_busy(
+    counting: &HashMap<u32, Result<Vec<usize>, String>>,
+    busy: &[usize],
+    segment: u32,
+) -> Result<usize, String> {
+    let Some(threads) = counting.get(&segment) else { return Err(NO_THREAD.into()) };
+    let threads = threads.as_ref().map_err(String::clone)?;
+    threads.iter().copied().min_by_key(|thread| busy[*thread]).ok_or_else(|| NO_THREAD.into())
+}
+
+fn unpack(item: Item) -> Result<Carried, String> {
     let Item { id, place, state, hand, client, backend, pipes } = item;
-    let state = serde_json::from_str(&state)?;
+    let state = serde_json::from_str(&state).map_err(|error| format!("its state cannot be read: {error}"))?;
     Ok(Carried { id, place, state, hand, client, backend, pipes, writers: [None, None] })
 }

@@ -181,6 +181,7 @@ impl DataThread {
                 let gone = if permit.take() { table.release(&sessions, generation) } else { Vec::new() };
                 let _ = answer.send(gone);
             }
+            Order::CountIn { segment, answer } => drop(answer.send(self.floor.count_in(segment))),
             Order::Hold { carried, answer } => {
                 let _ = answer.send(carried.into_iter().map(|carried| self.floor.hold(carried)).collect());
             }

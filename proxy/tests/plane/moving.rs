@@ -1,12 +1,13 @@
 //! Sessions that go from one plane to another, as from one worker to the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use handoff::transfer::{self, Coming, Taker, Verdict};
 use proxy::config::order::{Notice, left};
 use proxy::config::plan::Plan;
+use proxy::listener::names_of;
 use proxy::observe::names;
 use proxy::observe::reason::{Paused, Reason};
 use proxy::worker::Plane;
@@ -157,6 +158,34 @@ async fn many_move_in_batches_and_spread_over_the_threads() {
     assert_eq!(ended(&rig, &other).await, [(Reason::ClientClosed, 200)]);
 }
 
+/// Their segment is not the newest any more, and has 15 blocks for all who come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_move_to_more_threads_than_their_segment_has_blocks_for() {
+    let mut tasks = JoinSet::new();
+    let address = echo(&mut tasks, "x").await;
+    let mut rig = rig_with(&[address], |plan| plan.threads = 1).await;
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let mut client = rig.client().await;
+        assert_eq!(read(&mut client, 1).await, b"x");
+        clients.push(client);
+    }
+    assert!(rig.ledger.ensure(&names_of(&rig.plan), 80, 64).unwrap());
+    rig.plane.add_segment(rig.segments().pop().unwrap()).await.unwrap();
+    // The earlier ones live on, as where some of their sessions could not go.
+    let others: Vec<Plane> = (2..=5).map(|generation| rig.successor(generation, |plan| plan.threads = 20)).collect();
+    let mut giver = &rig.plane;
+    for (taker, threads) in others.iter().zip([7, 4, 2, 1]) {
+        let said = Path::between(giver, taker).over().await;
+        assert_eq!((said.moved, said.left, taker.sessions()), (40, whys(&[]), 40));
+        let theirs: BTreeSet<u16> = rig.sessions().iter().map(|it| it.thread).collect();
+        assert_eq!(theirs.len(), threads, "{theirs:?}");
+        giver = taker;
+    }
+    drop(clients);
+    assert_eq!(ended(&rig, giver).await, [(Reason::ClientClosed, 40)]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_connecting_follows_once_it_is_established() {
     // A backend whose queue is full: the kernel drops what comes, and tries again after a second.
@@ -284,7 +313,7 @@ async fn terms_that_the_taker_does_not_have_come_along() {
         pools: vec![pool("elsewhere", &[nobody()])],
         ..rig.plan.clone()
     };
-    rig.ledger.ensure(&proxy::listener::names_of(&changed), 4, 0).unwrap();
+    rig.ledger.ensure(&names_of(&changed), 4, 0).unwrap();
     let other = rig.successor(2, |plan| *plan = changed);
     let (mut client, mut server) = rig.pair(&listener).await;
     rig.established(1).await;
@@ -306,7 +335,7 @@ async fn a_session_counts_in_the_segment_it_was_opened_in() {
     let mut client = rig.client().await;
     assert_eq!(read(&mut client, 1).await, b"x");
     // More records than the first segment has.
-    assert!(rig.ledger.ensure(&proxy::listener::names_of(&rig.plan), 8, 100_000).unwrap());
+    assert!(rig.ledger.ensure(&names_of(&rig.plan), 8, 100_000).unwrap());
     let other = rig.successor(2, |_| {});
     for (giver, taker) in [(&rig.plane, &other), (&other, &rig.plane)] {
         assert_eq!(Path::between(giver, taker).over().await.moved, 1);

@@ -69,6 +69,39 @@ fn room_is_what_is_free_not_what_there_is() {
 }
 
 #[test]
+fn a_segment_that_is_added_is_as_large_as_was_wished() {
+    let mut ledger = ledger(SMALL);
+    let least = Sizes { blocks: 100, ..Sizes::default() };
+    assert!(!ledger.ensure_roomy(&names(), 16, 1, least).unwrap(), "what fits needs none");
+    assert!(ledger.ensure_roomy(&names(), 17, 1, least).unwrap());
+    let sizes = last(&ledger).sizes();
+    assert_eq!((sizes.blocks, sizes.records), (100, SMALL.records));
+    // Generations of 17 threads, of which four live at a time.
+    for generation in 1..=5 {
+        assert!(!ledger.ensure_roomy(&names(), 17, 1, least).unwrap(), "generation {generation}");
+        (0..17).for_each(|thread| std::mem::forget(writer(&ledger, generation, thread)));
+        ledger.bury(generation.saturating_sub(3), &mut |_| ());
+    }
+}
+
+#[test]
+fn an_old_segment_has_a_block_for_each_of_many_generations() {
+    let ledger = ledger(SMALL);
+    let share = |generation| {
+        let leased = |thread| Writer::lease_share(last(&ledger), generation, thread);
+        (0..20).map_while(|thread| leased(thread).ok()).collect::<Vec<_>>()
+    };
+    let shares = [1, 2, 3, 4, 5].map(share);
+    assert_eq!(shares.each_ref().map(Vec::len), [8, 4, 2, 1, 1]);
+    let full = Writer::lease_share(last(&ledger), 6, 0).unwrap_err();
+    assert!(matches!(full, LedgerError::NoBlock { .. }), "{full}");
+    let left = Writer::lease_share(last(&ledger), 2, 9).unwrap_err();
+    assert!(matches!(left, LedgerError::NoShare { segment: 0 }), "{left}");
+    drop(shares);
+    assert_eq!(share(7).len(), 8, "what earlier ones had is free again");
+}
+
+#[test]
 fn sums_run_over_segments_and_keep_names_that_are_gone() {
     let mut ledger = ledger(SMALL);
     let old = writer(&ledger, 1, 0);

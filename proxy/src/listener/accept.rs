@@ -74,6 +74,8 @@ type Polled = AsyncFd<Rc<OwnedFd>>;
 #[derive(Debug, Clone)]
 struct Current {
     terms: Arc<Terms>,
+    book: Rc<Book>,
+    /// Of this book: names are numbers of its segment.
     listener: Rc<ListenerBook>,
 }
 
@@ -139,15 +141,29 @@ impl Floor {
     fn current(&self, socket: &str) -> Option<Current> {
         let mut cache = self.setup.borrow_mut();
         let setup = cache.load();
-        let book = self.book.borrow();
+        let book = self.book();
         book.turn_to(setup.version);
         let terms = Arc::clone(setup.terms(socket)?);
         let listener = book.listener(&terms)?;
-        Some(Current { terms, listener })
+        Some(Current { terms, book, listener })
+    }
+
+    fn begin(&self, accepted: Accepted, seat: Seat, current: &Current) -> Result<(), NoRecord> {
+        let Current { terms, book, listener } = current;
+        self.table.open(accepted, terms, book, listener, seat)
+    }
+
+    /// In the newest segment, if its listener is counted there.
+    fn in_newest(&self, current: Current) -> Current {
+        let book = self.book();
+        match book.listener(&current.terms) {
+            Some(listener) => Current { book, listener, ..current },
+            None => current,
+        }
     }
 
     /// A client waits, accepted, until a record is free; its listener waits with it.
-    fn park(self: &Rc<Self>, mut waiting: NoRecord, current: Current) {
+    fn park(self: &Rc<Self>, mut waiting: NoRecord, mut current: Current) {
         let floor = Rc::clone(self);
         self.parked.spawn_local(async move {
             let _guard = AbortOnPanic;
@@ -155,7 +171,9 @@ impl Floor {
             loop {
                 sleep(pause.time()).await;
                 let NoRecord(accepted, seat) = waiting;
-                match floor.table.open(accepted, &current.terms, &floor.book(), &current.listener, seat) {
+                // One may have been added that has room.
+                current = floor.in_newest(current);
+                match floor.begin(accepted, seat, &current) {
                     Ok(()) => return,
                     Err(still) => waiting = still,
                 }
@@ -282,7 +300,7 @@ impl Acceptor {
         if !self.floor.parked.is_empty() {
             return Err(Paused::SessionLimit);
         }
-        let Current { terms, listener } = &self.current;
+        let Current { terms, listener, .. } = &self.current;
         Seat::take(&self.floor.census, self.floor.thread, listener, &self.floor.freed, terms.max_sessions)
     }
 
@@ -300,8 +318,7 @@ impl Acceptor {
     /// Looks again first: what was accepted after a change was acknowledged goes by the change.
     fn open(&mut self, accepted: Accepted, seat: Seat) {
         self.look();
-        let Current { terms, listener } = &self.current;
-        if let Err(waiting) = self.floor.table.open(accepted, terms, &self.floor.book(), listener, seat) {
+        if let Err(waiting) = self.floor.begin(accepted, seat, &self.current) {
             self.floor.park(waiting, self.current.clone());
         }
     }

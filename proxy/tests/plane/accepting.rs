@@ -75,6 +75,36 @@ async fn without_a_free_record_a_client_waits() {
     assert_eq!(rig.ended().await, [(Reason::ClientClosed, 3)]);
 }
 
+/// Names have other numbers there.
+#[tokio::test]
+async fn a_client_that_waits_for_a_record_begins_in_a_segment_that_was_added() {
+    let mut tasks = JoinSet::new();
+    let address = echo(&mut tasks, "x").await;
+    let (socket, front) = listening();
+    let mut plan = plan(vec![pool("pool", &[address])]);
+    plan.threads = 1;
+    let names = names_of(&plan);
+    let mut ledger = Ledger::create(Sizes { names: 64, counters: 2048, gauges: 512, blocks: 8, records: 1 }).unwrap();
+    assert!(!ledger.ensure(&names, 4, 1).unwrap());
+    let mut plane = Plane::start(plan.clone(), 1, ledger.segments().to_vec()).unwrap();
+    plane.apply(plan.clone(), vec![(SOCKET.into(), socket)]).await.unwrap();
+    plane.poll().await.unwrap();
+    let mut rig = Rig { ledger, plan, plane, address: front };
+    let (mut first, mut second) = (rig.client().await, rig.client().await);
+    read(&mut first, 1).await;
+    let paused = || rig.gauge(&names::listener(LISTENER), names::listener::paused(Paused::SessionLimit));
+    until("the pause to be shown", || paused() > 0).await;
+    let others: Vec<_> = names.into_iter().rev().collect();
+    assert!(rig.ledger.ensure(&others, 4, 8).unwrap());
+    rig.plane.add_segment(rig.segments().pop().unwrap()).await.unwrap();
+    assert_eq!(read(&mut second, 1).await, b"x");
+    let sessions = rig.sessions();
+    let told: Vec<_> = sessions.iter().map(|it| (it.listener.as_str(), it.pool.as_str())).collect();
+    assert_eq!(told, [(LISTENER, "pool"); 2]);
+    drop((first, second));
+    assert_eq!(rig.ended().await, [(Reason::ClientClosed, 2)]);
+}
+
 #[tokio::test]
 async fn what_is_queued_when_one_stops_is_served_by_the_next() {
     let mut tasks = JoinSet::new();

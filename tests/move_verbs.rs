@@ -340,6 +340,27 @@ fn stopped_in_the_move(proxy: &Proxy) -> (Child, Process) {
     (caller, taker)
 }
 
+/// The oldest generation is to be closed by force, and hangs.
+#[test]
+fn an_oldest_generation_that_hangs_holds_nobody_up() {
+    let (port, backend) = (Port::reserve(), Tagged::start("blue"));
+    let upgrade = "sessions = \"drain\"\nmax_generations = 2\nprobe = \"off\"";
+    let conf = Conf::simple(&port, &[backend.address()]).with("upgrade", upgrade);
+    let proxy = start(&conf.with("drain", "timeout = \"1h\""));
+    let _oldest = Steady::open(port.address());
+    let hangs = Process::of(proxy.serving_pid()).unwrap();
+    proxy.upgrade();
+    let mut session = Steady::open(port.address());
+    hangs.signal(Signal::SIGSTOP);
+    let begun = Instant::now();
+    let report = proxy.ctl_json(&["upgrade", "--probation", "0s"]);
+    assert_eq!((&report["result"], &report["sessions"]["forced"]), (&"committed".into(), &1.into()), "{report}");
+    // Its answer was waited for 5 s.
+    assert!(begun.elapsed() < Duration::from_secs(5), "after {:?}", begun.elapsed());
+    session.assert_alive();
+    until("it is killed", DEADLINE, || !hangs.exists());
+}
+
 /// Its backend takes no connections yet: the queue is full. When it does, the session follows the others.
 #[test]
 fn a_session_that_was_still_connecting_follows() {

@@ -54,14 +54,18 @@ impl Keeper {
         self.note();
     }
 
-    /// Tells one worker, and waits until it has it.
+    /// Tells one worker, and waits until it has it; one that hangs finds it before all that follows.
     pub(super) async fn remember_with(&mut self, link: &Link) {
         if !self.is_survived() {
             return;
         }
         let (state, _) = self.state();
         if let Some((_, order)) = self.next_record(state) {
-            keep(0, link, &order).await;
+            let link = link.clone();
+            let told = async move {
+                keep(0, &link, &order).await;
+            };
+            self.briefly(told).await;
         }
     }
 

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use admin::view::ConfigView;
 use arc_swap::ArcSwap;
 use handoff::ledger::{Ledger, LedgerError, Writer};
 use rustix::process::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::backoff::Backoff;
 use super::blame::Blame;
@@ -471,6 +472,16 @@ impl Keeper {
         })
     }
 
+    /// Runs it beside the loop, and waits for it a moment only: a worker that hangs holds up nobody else.
+    pub(super) async fn briefly(&mut self, task: impl Future<Output = ()> + 'static) {
+        let (running, over) = oneshot::channel::<()>();
+        self.tasks.spawn_local(async move {
+            task.await;
+            drop(running);
+        });
+        let _ = timeout(MOMENT, over).await;
+    }
+
     fn end(&mut self) {
         for generation in self.generations.values() {
             generation.process.kill(Signal::KILL);
@@ -479,6 +490,9 @@ impl Keeper {
         self.sockets.close_all();
     }
 }
+
+/// Far above what a worker takes to answer, far below what anybody who waits for the loop notices.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// The keeper is generation 0 in the ledger.
 fn lease(ledger: &Ledger) -> Result<Writer, LedgerError> {

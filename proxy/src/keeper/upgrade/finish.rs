@@ -83,7 +83,7 @@ impl Keeper {
             // It will find the orders when it wakes; the loop does not wait for it.
             self.tasks.spawn_local(orders);
         } else {
-            orders.await;
+            self.briefly(orders).await;
         }
     }
 
@@ -106,9 +106,13 @@ impl Keeper {
             generation.deadline = Some(Deadline::after(Duration::ZERO));
             let now = Drain { timeout: Some(Duration::ZERO), spread: Duration::ZERO, close: how };
             let order = Order::drain(Scope::All, Purpose::Generations, now);
-            if let Err(error) = generation.link.order("drain", &order).await {
-                tracing::warn!(generation = id, %error, "the oldest generation does not answer");
-            }
+            let link = generation.link.clone();
+            self.briefly(async move {
+                if let Err(error) = link.order("drain", &order).await {
+                    tracing::warn!(generation = id, %error, "the oldest generation does not answer");
+                }
+            })
+            .await;
             if let Some(upgrade) = &mut self.upgrade {
                 upgrade.forced += forced;
             }

@@ -17,7 +17,7 @@ use super::images::Images;
 use super::next::Loaded;
 use super::owner::{Keeper, Parts};
 use super::pinned::Pinned;
-use super::reaper::{Reaper, is_gone};
+use super::reaper::{Exit, Reaper, is_gone};
 use super::restart::count_lost;
 use super::run::RunError;
 use super::sockets::Sockets;
@@ -261,10 +261,12 @@ impl Keeper {
         self.stillborn.clear();
     }
 
-    /// Counts and frees what a generation left that nobody buried.
+    /// Counts and frees what a generation left that nobody buried. What is held of its sessions goes on.
     pub(super) fn bury_lost(&mut self, id: u32) {
+        let outliving = self.outliving(id, Exit::Unknown, false);
         let writer = &self.writer;
-        self.ledger.bury(id, &mut |session| count_lost(writer, session, Reason::WorkerCrashed, None));
+        let keep = |session: u64| outliving.contains(&session);
+        self.ledger.bury_but(id, &keep, &mut |session| count_lost(writer, session, Reason::WorkerCrashed, None));
     }
 
     async fn carry_out(&mut self, verdict: &Verdict) {

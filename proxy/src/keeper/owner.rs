@@ -499,3 +499,6 @@ fn lease(ledger: &Ledger) -> Result<Writer, LedgerError> {
     let last = ledger.segments().last().expect("a ledger has a segment from its creation on");
     Writer::lease(last.clone(), 0, 0)
 }
+
+#[cfg(test)]
+mod tests;

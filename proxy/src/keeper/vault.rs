@@ -111,6 +111,12 @@ impl Vault {
 
     /// A worker is dead: hears what it had still said. Gives the threads that brought it down; `None`: it has not said.
     pub(super) fn drain(&self, generation: u32) -> Option<Vec<u16>> {
+        // What the worker before has deposited of its sessions may still be unread.
+        for (giver, channel) in self.0.channels.borrow().iter().filter(|(giver, _)| **giver != generation) {
+            while let Ok(Some(word)) = channel.custodian.try_next() {
+                self.0.take(*giver, word, &channel.custodian);
+            }
+        }
         let channel = self.0.channels.borrow_mut().remove(&generation);
         if let Some(Channel { custodian, .. }) = channel {
             while let Ok(Some(word)) = custodian.try_next() {
@@ -125,6 +131,12 @@ impl Vault {
         let held = self.0.held.borrow();
         let held = held.iter().map(|(id, vaulted)| (*id, vaulted.place));
         held.chain(self.0.lent.borrow().iter().map(|(id, lent)| (*id, lent.place))).collect()
+    }
+
+    /// As if a worker had deposited it.
+    #[cfg(test)]
+    pub(super) fn put(&self, id: u64, place: Place, belongings: Belongings) {
+        self.0.held.borrow_mut().insert(id, Vaulted { place, belongings, terms: None });
     }
 
     /// Looks at what is held of a session, and at the terms it was left with.
@@ -178,7 +190,11 @@ impl Shared {
                 custodian.keep();
             }
             Word::Crashed { thread } => self.crashed.borrow_mut().entry(generation).or_default().extend(thread),
-            Word::Spilled(deposit) => custodian.refuse(&deposit),
+            Word::Spilled(deposit) => {
+                // Nor what the worker before has left of it: it goes on as any other, and its bytes are elsewhere then.
+                self.held.borrow_mut().remove(&deposit.id);
+                custodian.refuse(&deposit);
+            }
             Word::Withdraw { id, place } => {
                 let mut held = self.held.borrow_mut();
                 if held.get(&id).is_some_and(|vaulted| vaulted.place == place) {
@@ -338,5 +354,56 @@ impl InheritedVault {
         let channels = numbers.channels.iter();
         let channels = channels.map(|one| Ok((one.generation, legacy.take(one.number)?, one.owed.clone())));
         Ok(Self { held, channels: channels.collect::<io::Result<_>>()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use handoff::vault::{Deposit, Depositor};
+
+    use super::*;
+
+    fn belongings() -> Belongings {
+        let (client, backend) = UnixStream::pair().unwrap();
+        let pipe = || rustix::pipe::pipe().unwrap().0;
+        Belongings { client: client.into(), backend: backend.into(), pipes: [pipe(), pipe()] }
+    }
+
+    fn channel(vault: &Vault, generation: u32) -> Depositor {
+        let (ours, theirs) = vault::pair().unwrap();
+        vault.attend(generation, Custodian::new(ours).unwrap());
+        Depositor::new(theirs).unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_what_is_refused_nothing_is_held() {
+        let vault = Vault::default();
+        let custodian = Custodian::new(vault::pair().unwrap().0).unwrap();
+        let deposit = Deposit { id: 7, place: Place { segment: 0, index: 3 }, thread: 0, terms: None };
+        vault.put(7, deposit.place, belongings());
+        // Again, by the worker it has gone to, and no descriptor is free.
+        vault.0.take(2, Word::Spilled(deposit), &custodian);
+        assert!(vault.places().is_empty());
+    }
+
+    /// A session went from one worker to the next, which dies before we have read anything.
+    #[tokio::test]
+    async fn at_a_death_the_others_are_heard_too() {
+        let run = async {
+            let vault = Vault::default();
+            vault.0.most.set(10);
+            let (before, _dead) = (channel(&vault, 1), channel(&vault, 2));
+            let Belongings { client, backend, pipes: [up, down] } = belongings();
+            let deposit = Deposit { id: 7, place: Place { segment: 0, index: 3 }, thread: 0, terms: None };
+            before.deposit(&deposit, [client.as_fd(), backend.as_fd(), up.as_fd(), down.as_fd()]).unwrap();
+            assert!(vault.places().is_empty());
+            assert_eq!(vault.drain(2), None);
+            assert_eq!(vault.places(), [(7, deposit.place)]);
+            assert!(vault.hears(1) && !vault.hears(2));
+        };
+        tokio::task::LocalSet::new().run_until(run).await;
     }
 }

@@ -134,6 +134,7 @@ impl Session {
         };
         self.counted.set(false);
         self.phase.replace(Phase::Relaying(relaying));
+        self.is_unsure.set(true);
         self.came_back();
         self.wake();
         true

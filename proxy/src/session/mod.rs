@@ -70,6 +70,8 @@ struct Session {
     counted: Cell<bool>,
     /// It has what only lasting sessions need.
     is_lasting: Cell<bool>,
+    /// It came from another worker: what the keeper holds of it is what that one was told, which we do not know.
+    is_unsure: Cell<bool>,
     /// Given back when the session is over.
     seat: Seat,
 }
@@ -96,6 +98,7 @@ impl Session {
             waker: RefCell::new(None),
             counted: Cell::new(false),
             is_lasting: Cell::new(false),
+            is_unsure: Cell::new(false),
             seat: seat.occupy(),
         }
     }

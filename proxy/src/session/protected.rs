@@ -36,19 +36,28 @@ impl Session {
         let Phase::Relaying(relaying) = &*phase else { return true };
         match self.meter.protection() {
             Some(Protection::No(_)) => !custody::of_thread().is_full() && self.deposit(relaying),
+            // If the keeper is full, it says so of what it does not hold already.
+            Some(Protection::Deposited) if self.is_unsure.get() => self.deposit(relaying),
             _ => true,
         }
     }
 
-    /// It goes on here, from another worker or after a rest, in which nobody has looked after it.
+    /// It goes on here, from another worker or after a rest, in which nobody has looked after it. What another worker has
+    /// deposited is deposited again: if the keeper refuses it, it says so to whom nothing can be done about it any more.
     pub(super) fn came_back(&self) {
         let only_splices =
             matches!(&*self.phase.borrow(), Phase::Relaying(relaying) if relaying.belongings().is_some());
+        if only_splices && self.meter.protection().is_none() {
+            // Its process died between depositing it and writing so.
+            self.meter.protect(Protection::Deposited);
+        }
         match self.meter.protection() {
             Some(Protection::No(_)) => custody::of_thread().await_room(),
-            // Its process died between depositing it and writing so.
-            None if only_splices => self.meter.protect(Protection::Deposited),
-            _ => {}
+            // What is not told at once is told later.
+            Some(Protection::Deposited) => {
+                self.catch_up();
+            }
+            None => {}
         }
     }
 
@@ -80,7 +89,13 @@ impl Session {
         let (Some(place), Some(belongings)) = (self.meter.place(), relaying.belongings()) else { return true };
         let terms = KeptTerms { timeouts: self.terms.timeouts, tcp: self.terms.tcp };
         let protection = custody::of_thread().deposit(self.meter.id(), place, &terms, belongings);
+        let is_again = self.meter.protection() == Some(Protection::Deposited);
+        if is_again && protection == Protection::No(Unprotected::KeeperStalled) {
+            // What the worker before has deposited is held, most likely.
+            return false;
+        }
         self.meter.protect(protection);
+        self.is_unsure.set(false);
         protection == Protection::Deposited
     }
 }

@@ -318,3 +318,30 @@ fn the_longest_terms_of_a_configuration_fit_into_a_deposit() {
     assert_eq!(KeptTerms::read(&text), Some(terms));
     assert_eq!(KeptTerms::read("{}"), None);
 }
+
+#[test]
+fn what_another_worker_has_deposited_is_deposited_again() {
+    on_a_data_thread(async {
+        let scene = protected(NO_TIMEOUTS).await;
+        scene.keeper.is_full.set(true);
+        let (mut client, mut server) = scene.world.session().await;
+        // Refused; but the word comes when the session has gone.
+        scene.keeper.hear();
+        let id = handoff::ledger::sessions(scene.world.ledger.segments())[0].id;
+        scene.keeper.is_full.set(false);
+        scene.world.transfer(0, false).await;
+        scene.world.owners[0].table.turn_away(id);
+        assert_eq!((scene.protections(), scene.keeper.holds()), (vec![Some(Protection::Deposited)], 1));
+        // Back again, and refused for good: who has it hears of it.
+        scene.keeper.is_full.set(true);
+        scene.keeper.held.borrow_mut().clear();
+        scene.world.transfer(1, false).await;
+        assert_eq!(scene.keeper.holds(), 0);
+        scene.world.owners[0].table.turn_away(id);
+        assert_eq!(scene.protections(), [Some(Protection::No(Unprotected::KeeperFull))]);
+        client.write_all(b"on").await.unwrap();
+        server.read_exact(&mut [0; 2]).await.unwrap();
+        drop((client, server));
+        scene.world.is_empty_with(&[(Reason::ClientClosed, 1)]).await;
+    });
+}

@@ -360,6 +360,41 @@ fn a_keeper_without_room_serves_unprotected_and_says_so() {
     assert_eq!(saved as u64 + full, clients.len() as u64);
 }
 
+/// The worker's end of its channel of deposits: the one nameless socket of its kind beside its standard input.
+fn vault_of(pid: u32) -> Option<(i32, String)> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).ok()?;
+    let lines = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let nameless = lines.filter(|line| line.len() == 7 && line[4] == "0005");
+    let nameless: Vec<String> = nameless.map(|line| format!("socket:[{}]", line[6])).collect();
+    let target = |fd: i32| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?.into_os_string().into_string().ok();
+    let channel = target(0)?;
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let numbers = open.filter_map(|fd| fd.ok()?.file_name().to_str()?.parse().ok());
+    let sockets = numbers.filter_map(|fd| Some((fd, target(fd)?)));
+    sockets.into_iter().find(|(_, target)| nameless.contains(target) && *target != channel)
+}
+
+#[test]
+fn a_channel_of_deposits_that_breaks_is_opened_again() {
+    let _alone = alone();
+    let (backend, bind) = (Played::start(), Port::reserve());
+    let proxy = start(&conf(&bind, &[backend.address()]));
+    let (client, server) = session(&proxy, &bind, &backend);
+    let worker = proxy.serving_pid();
+    let (number, before) = vault_of(worker).unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(worker).unwrap()).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let end = rustix::process::pidfd_getfd(&pidfd, number, rustix::process::PidfdGetfdFlags::empty()).unwrap();
+    SockRef::from(&end).shutdown(Shutdown::Both).unwrap();
+    drop(end);
+    until("there is another one", DEADLINE, || vault_of(worker).is_some_and(|(_, now)| now != before));
+    until("the session is protected again", DEADLINE, || protected(&proxy) == 1);
+    crash(&proxy, Signal::SIGKILL);
+    all_moved(&proxy);
+    pass(&client, &server, "it goes on");
+    pass(&server, &client, "both ways");
+}
+
 #[test]
 fn a_session_that_crashes_its_worker_is_closed_and_no_other() {
     let _alone = alone();

@@ -110,6 +110,10 @@ impl Link {
         self.protocol >= PATHS
     }
 
+    pub(super) fn has_ended(&self) -> bool {
+        self.requests.is_closed()
+    }
+
     /// Resolves when the channel has ended. Does not keep it alive.
     pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
         let requests = self.requests.clone();

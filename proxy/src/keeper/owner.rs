@@ -359,7 +359,7 @@ impl Keeper {
             // The ledger is another keeper's.
             return;
         }
-        self.measure_vault();
+        self.look_after_vaults();
         self.vault.sweep(&self.ledger);
         self.look_after_moves(now).await;
         self.look_after_drains();

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::estate::number;
+use super::generation::Generation;
 use super::link::Link;
 use super::owner::Keeper;
 
@@ -72,22 +73,33 @@ const OWN: u64 = 256;
 impl Keeper {
     /// A worker that can leave its sessions with us is given the means to.
     pub(super) fn open_vault(&mut self, id: u32, link: &Link) {
+        self.measure_vault();
+        self.try_to_open(id, link, true);
+    }
+
+    /// Workers whose channel could not be opened, or has ended, are given another one.
+    pub(super) fn look_after_vaults(&mut self) {
+        self.measure_vault();
+        let is_unheard = |one: &&Generation| !one.is_heirs() && !one.link.has_ended() && !self.vault.hears(one.id);
+        let unheard = self.generations.values().filter(is_unheard).map(|one| (one.id, one.link.clone()));
+        let unheard: Vec<(u32, Link)> = unheard.collect();
+        unheard.iter().for_each(|(id, link)| self.try_to_open(*id, link, false));
+    }
+
+    fn try_to_open(&mut self, id: u32, link: &Link, is_first: bool) {
         if !link.knows_paths() {
             return;
         }
-        self.measure_vault();
         let opened = vault::pair().and_then(|(ours, theirs)| Ok((Custodian::new(ours)?, theirs)));
         match opened {
             Ok((custodian, theirs)) => {
                 self.vault.attend(id, custodian);
                 let link = link.clone();
                 self.tasks.spawn_local(async move {
-                    if let Err(error) = link.vault(theirs).await {
-                        tracing::warn!(generation = id, %error, "its sessions would not survive a crash");
-                    }
+                    link.vault(theirs).await.unwrap_or_else(|error| say_unopened(id, &error, is_first));
                 });
             }
-            Err(error) => tracing::warn!(generation = id, %error, "its sessions would not survive a crash"),
+            Err(error) => say_unopened(id, &error, is_first),
         }
     }
 
@@ -97,6 +109,15 @@ impl Keeper {
         let taken = 2 * self.sockets.held().count() + self.ledger.segments().len();
         let left = limit.saturating_sub(OWN).saturating_sub(taken as u64);
         self.vault.0.most.set(usize::try_from(left / 4).unwrap_or(usize::MAX));
+    }
+}
+
+/// It is tried again at every tick, and told once.
+fn say_unopened(generation: u32, error: &dyn std::error::Error, is_first: bool) {
+    if is_first {
+        tracing::warn!(generation, %error, "its sessions would not survive a crash; tried again every 500 ms");
+    } else {
+        tracing::debug!(generation, %error, "its sessions would still not survive a crash");
     }
 }
 

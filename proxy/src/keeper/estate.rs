@@ -71,7 +71,14 @@ const LARGEST: u64 = 64 << 20;
 
 impl Estate {
     pub(super) fn sealed(&self) -> io::Result<OwnedFd> {
-        handoff::memfile::sealed("proxyd-state", &serde_json::to_vec(self)?)
+        let bytes = serde_json::to_vec(self)?;
+        if bytes.len() as u64 > LARGEST {
+            return Err(io::Error::other(format!(
+                "its state is of {} bytes, and {LARGEST} are read at most",
+                bytes.len()
+            )));
+        }
+        handoff::memfile::sealed("proxyd-state", &bytes)
     }
 }
 

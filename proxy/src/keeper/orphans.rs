@@ -250,7 +250,7 @@ impl Keeper {
         self.last_generation = self.last_generation.max(owners.last().copied().unwrap_or(0));
         let alive = |id: &u32| *id == 0 || self.generations.contains_key(id);
         let absent: Vec<u32> = owners.into_iter().filter(|id| !alive(id)).collect();
-        absent.iter().for_each(|id| self.bury_lost(*id));
+        absent.iter().for_each(|id| self.bury_lost(*id, Exit::Unknown));
         let alive = |id: &u32| *id == 0 || self.generations.contains_key(id);
         let lost = state.serving.filter(|id| !alive(id));
         self.serving = self.serving.filter(alive);
@@ -262,8 +262,8 @@ impl Keeper {
     }
 
     /// Counts and frees what a generation left that nobody buried. What is held of its sessions goes on.
-    pub(super) fn bury_lost(&mut self, id: u32) {
-        let outliving = self.outliving(id, Exit::Unknown, false);
+    pub(super) fn bury_lost(&mut self, id: u32, exit: Exit) {
+        let outliving = self.outliving(id, exit, false);
         let writer = &self.writer;
         let keep = |session: u64| outliving.contains(&session);
         self.ledger.bury_but(id, &keep, &mut |session| count_lost(writer, session, Reason::WorkerCrashed, None));

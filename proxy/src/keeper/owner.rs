@@ -25,7 +25,7 @@ use super::next::Loaded;
 use super::notify::Notify;
 use super::pinned::Pinned;
 use super::pools::Pools;
-use super::reaper::Reaper;
+use super::reaper::{Exit, Reaper};
 use super::recover::Recovery;
 use super::reexec::Replacement;
 use super::restart::Restart;
@@ -116,6 +116,8 @@ pub(super) struct Keeper {
     pub retired: bool,
     /// Heirs that ended before they were keepers, and when their workers have.
     pub ghosts: Vec<(u32, tokio::time::Instant)>,
+    /// Generations that have died, and when they are looked at once more.
+    pub buried: Vec<(u32, Exit, tokio::time::Instant)>,
     /// Of the last state that was told to a worker.
     pub serial: u64,
     /// The state that all workers were told.
@@ -211,6 +213,7 @@ impl Keeper {
             before: None,
             retired: false,
             ghosts: Vec::new(),
+            buried: Vec::new(),
             serial: 0,
             told: None,
             pending: None,
@@ -359,6 +362,7 @@ impl Keeper {
             // The ledger is another keeper's.
             return;
         }
+        self.bury_latecomers(now);
         self.look_after_vaults();
         self.vault.sweep(&self.ledger);
         self.look_after_moves(now).await;

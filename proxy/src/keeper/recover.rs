@@ -18,7 +18,7 @@ use super::restart::count_lost;
 use super::told::Moved;
 use crate::config::order::left;
 use crate::observe::events::Happened;
-use crate::observe::reason::{Cause, Reason};
+use crate::observe::reason::{Cause, Protection, Reason, Unprotected};
 use crate::session;
 use give::{Give, Terms};
 
@@ -118,6 +118,9 @@ impl Keeper {
                 Some(Whereabouts { phase: Phase::Closed, reason, .. }) => self.end_closed(session, reason),
                 Some(_) if is_over => self.reset(session),
                 Some(_) if guilty.contains(&session) => self.end_guilty(session, id),
+                Some(Whereabouts { phase: Phase::Established, .. }) if self.was_turned_away(place, session) => {
+                    self.reset(session);
+                }
                 Some(Whereabouts { phase: Phase::Established, .. }) if !exit.is_certain() => {
                     self.reset(session);
                     doubtful += 1;
@@ -131,6 +134,12 @@ impl Keeper {
         self.say_doubtful(id, doubtful);
         self.recovery.is_due |= !outliving.is_empty();
         outliving
+    }
+
+    /// Its worker was told that it is not kept, and may have had bytes of it in hand. (An earlier deposit may be read later.)
+    fn was_turned_away(&self, place: Place, id: u64) -> bool {
+        let code = self.ledger.look(place, id).map(|snapshot| snapshot.protection);
+        code == Some(Protection::No(Unprotected::KeeperFull).code())
     }
 
     /// Gives sessions of dead workers to the one that serves, if there are any and it does. Beside the loop.
@@ -151,6 +160,7 @@ impl Keeper {
         let (to, link) = (taker.id, taker.link.clone());
         let lost = self.lost();
         self.recovery.is_due = false;
+        self.recovery.refused.retain(|id, _| lost.iter().any(|lost| lost.id == *id));
         if lost.is_empty() {
             return;
         }

@@ -113,6 +113,7 @@ impl Keeper {
         match self.standing {
             Standing::ShuttingDown => Err("proxyd is shutting down"),
             _ if self.is_recovering() => Err("sessions of a worker that died are on their way to another"),
+            _ if !self.ghosts.is_empty() => Err("a worker of a take-over that was rolled back still drains"),
             _ if self.serving.is_none() => Err("a worker has died meanwhile and is being restarted"),
             _ => Ok(()),
         }

@@ -45,6 +45,9 @@ impl Restart {
 /// Between the end of a channel and the status of its dead process; a fraction of what a rollback may take.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(20);
 
+/// A thread that gives sessions does so within 5 s of its order (`worker::order`), whether their taker lives or not.
+const LATE: Duration = Duration::from_secs(6);
+
 impl Keeper {
     /// Starts a worker with what is in force now; an attempt with something older is abandoned.
     pub(super) fn start_worker(&mut self) {
@@ -279,6 +282,7 @@ impl Keeper {
         } else {
             self.close_door(id);
             self.bury(id, &generation, exit);
+            self.buried.push((id, exit, tokio::time::Instant::now() + LATE));
         }
         self.happenings
             .tell(Happened::new("generation_gone", text).generation(id).with("state", generation.state.to_string()));
@@ -299,7 +303,19 @@ impl Keeper {
         let (over, rest) = std::mem::take(&mut self.ghosts).into_iter().partition(|(_, at)| *at < now);
         self.ghosts = rest;
         let over: Vec<(u32, tokio::time::Instant)> = over;
-        over.into_iter().for_each(|(id, _)| self.bury_lost(id));
+        // Its channel has ended; whether it has, nobody knows.
+        over.into_iter().for_each(|(id, _)| self.bury_lost(id, Exit::Silent));
+    }
+
+    /// Looks once more at what the dead have: a worker that was giving sessions to one of them may have given them after its end.
+    pub(super) fn bury_latecomers(&mut self, now: tokio::time::Instant) {
+        let (over, rest) = std::mem::take(&mut self.buried).into_iter().partition(|(_, _, at)| *at < now);
+        self.buried = rest;
+        let over: Vec<(u32, Exit, tokio::time::Instant)> = over;
+        for (id, exit, _) in over {
+            // Blamed for its end they were the first time.
+            self.bury_lost(id, if exit.is_certain() { Exit::Unknown } else { exit });
+        }
     }
 
     fn lost_serving(&mut self, generation: &Generation, exit: Exit) {

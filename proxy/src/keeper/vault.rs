@@ -137,6 +137,8 @@ impl Vault {
             while let Ok(Some(word)) = channel.custodian.try_next() {
                 self.0.take(*giver, word, &channel.custodian);
             }
+            // Whoever hears it may wait for its next word, and it for this answer. What it does not take now follows its next word.
+            let _ = channel.custodian.settle();
         }
         let channel = self.0.channels.borrow_mut().remove(&generation);
         if let Some(Channel { custodian, .. }) = channel {

@@ -8,6 +8,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::observe::names;
+use crate::observe::reason::{Protection, Unprotected};
 
 const CONFIG: &str = "[runtime]\nstate_dir = \"/run/x\"\n[admin]\nlisten = \"off\"\n[listeners.main]\nbind = \"127.0.0.1:7000\"\npool = \"p\"\n[pools.p]\nbackends = [\"127.0.0.1:7001\"]\n";
 
@@ -58,11 +59,58 @@ async fn what_is_held_of_a_generation_that_nobody_saw_die_goes_on() {
         keeper.vault.put(kept.id(), kept.place(), belongings());
         // Its process leaves everything as it is.
         std::mem::forget((kept, lost, writer));
-        keeper.bury_lost(5);
+        keeper.bury_lost(5, Exit::Unknown);
         let left = places.map(|(place, id)| keeper.ledger.whereabouts(place, id).map(|found| found.generation));
         assert_eq!((left, keeper.is_recovering()), ([Some(5), None], true));
     };
     LocalSet::new().run_until(run).await;
+}
+
+/// What becomes of one session of generation 5 that is held, when `look` has looked: who has it, and whether it is to go on.
+async fn held(protection: Protection, look: impl FnOnce(&mut Keeper)) -> (Option<u32>, bool) {
+    let run = async {
+        let mut keeper = keeper();
+        let writer = Writer::lease(keeper.ledger.segments()[0].clone(), 5, 0).unwrap();
+        let record = session(&writer);
+        record.protect(protection.code());
+        let (place, id) = (record.place(), record.id());
+        keeper.vault.put(id, place, belongings());
+        std::mem::forget((record, writer));
+        look(&mut keeper);
+        (keeper.ledger.whereabouts(place, id).map(|found| found.generation), keeper.is_recovering())
+    };
+    LocalSet::new().run_until(run).await
+}
+
+#[tokio::test]
+async fn one_that_was_turned_away_is_not_recovered_from_an_earlier_deposit() {
+    let bury = |keeper: &mut Keeper| keeper.bury_lost(5, Exit::Signal(9));
+    assert_eq!(held(Protection::Deposited, bury).await, (Some(5), true));
+    assert_eq!(held(Protection::No(Unprotected::KeeperAway), bury).await, (Some(5), true), "it only splices");
+    assert_eq!(held(Protection::No(Unprotected::KeeperFull), bury).await, (None, false));
+}
+
+#[tokio::test]
+async fn what_was_given_to_a_dead_worker_is_found_a_moment_later() {
+    let now = tokio::time::Instant::now();
+    let bury = |at| {
+        move |keeper: &mut Keeper| {
+            keeper.buried.push((5, Exit::Signal(9), now));
+            keeper.bury_latecomers(at);
+        }
+    };
+    assert_eq!(held(Protection::Deposited, bury(now)).await, (Some(5), false), "not yet");
+    assert_eq!(held(Protection::Deposited, bury(now + Duration::from_millis(1))).await, (Some(5), true));
+}
+
+#[tokio::test]
+async fn of_a_ghost_nothing_is_recovered() {
+    let bury = |keeper: &mut Keeper| {
+        let now = tokio::time::Instant::now();
+        keeper.ghosts.push((5, now));
+        keeper.bury_ghosts(now + Duration::from_millis(1));
+    };
+    assert_eq!(held(Protection::Deposited, bury).await, (None, false));
 }
 
 #[tokio::test(start_paused = true)]

@@ -85,19 +85,26 @@ impl Give {
             let given = self.decide(&loan, &verdicts, recovered);
             // Before the new owner may end one.
             drop(loan);
-            if given { giver.release(number).await? } else { giver.withdraw(number).await? }
+            if given.is_empty() {
+                giver.withdraw(number).await?;
+                continue;
+            }
+            // A taker that dies before it hears of it has gone on with none: they are lost once more, and counted then.
+            giver.release(number).await?;
+            for from in given {
+                *recovered.sessions.entry(from).or_default() += 1;
+            }
         }
         Ok(())
     }
 
-    /// Writes the owner word of each that was taken; says whether there is any.
-    fn decide(&self, loan: &Loan<'_>, verdicts: &[Verdict], recovered: &mut Recovered) -> bool {
-        let mut given = false;
+    /// Writes the owner word of each that was taken; gives the dead generation of each.
+    fn decide(&self, loan: &Loan<'_>, verdicts: &[Verdict], recovered: &mut Recovered) -> Vec<u32> {
+        let mut given = Vec::new();
         for (lost, verdict) in loan.lost.iter().zip(verdicts) {
             match verdict {
                 Verdict::Taken { thread } if self.ledger.give(lost.place, lost.id, lost.from, (self.to, *thread)) => {
-                    *recovered.sessions.entry(lost.from).or_default() += 1;
-                    given = true;
+                    given.push(lost.from);
                 }
                 Verdict::Taken { .. } => {}
                 Verdict::Refused { why } => recovered.refused.push((*lost, why.clone())),

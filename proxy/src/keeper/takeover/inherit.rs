@@ -17,6 +17,7 @@ use super::super::doors::Doors;
 use super::super::event::Event;
 use super::super::generation::Deadline;
 use super::super::owner::Keeper;
+use super::super::reaper::Exit;
 use super::super::restart::plan_of;
 use super::super::run::RunError;
 use super::super::state::KeeperState;
@@ -198,7 +199,7 @@ impl Keeper {
         for gone in
             self.ledger.owners().into_iter().filter(|id| *id != 0 && !here.contains(id) && *id <= state.last_generation)
         {
-            self.bury_lost(gone);
+            self.bury_lost(gone, Exit::Unknown);
         }
         for worker in attached {
             let (id, finishing, polls) = (worker.generation, worker.finishing, worker.rest.polls);

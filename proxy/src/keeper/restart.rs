@@ -5,7 +5,9 @@ use std::io::Write;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::event::Event;
 use super::generation::{Deadline, Generation, State};
@@ -228,7 +230,7 @@ impl Keeper {
 
     /// The ends of its process and of its channel become events.
     pub(super) fn watch(&mut self, generation: u32, mut child: Child, link: &Link) {
-        self.later(async move { Event::Exited { generation, exit: child.exited().await } });
+        let (hearing, heard) = oneshot::channel::<()>();
         if let Some(mut notices) = link.notices() {
             let events = self.events.clone();
             self.tasks.spawn_local(async move {
@@ -236,8 +238,15 @@ impl Keeper {
                     // Ends with the keeper.
                     let _ = events.send(Event::Noticed { generation, notice }).await;
                 }
+                drop(hearing);
             });
         }
+        self.later(async move {
+            let exit = child.exited().await;
+            // Its last word may be what became of its sessions, and is heard first.
+            let _ = timeout(LAST_WORDS, heard).await;
+            Event::Exited { generation, exit }
+        });
         let ended = link.ended();
         self.later(async move {
             ended.await;

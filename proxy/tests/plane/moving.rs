@@ -92,7 +92,8 @@ fn whys(left: &[(&str, u64)]) -> BTreeMap<String, u64> {
 }
 
 const SESSIONS: u64 = 8;
-const BLOCKS: usize = 512;
+/// So many that streams last longer than all moves, also where these are slow.
+const BLOCKS: usize = 2048;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_go_on_while_their_sessions_move_to_and_fro() {

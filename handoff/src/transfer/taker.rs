@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::giver::{channel, hello};
 use super::message::{Entry, Hello, Offer, Transfer, Verdict};
 use super::{Item, body, kind, sequence};
+use crate::channel::ChannelError;
 use crate::error::HandoffError;
 use crate::link::Link;
 use crate::memfile::{self, MemfileError};
@@ -47,8 +48,9 @@ impl Taker {
         self.giver
     }
 
-    /// The next word of the giver. May be dropped: no word and no session is lost. After an error the path is over; a
-    /// descriptor that is not what was announced is one, and the giver is told so.
+    /// The next word of the giver. May be dropped: no word and no session is lost. After an error no more is taken, but what
+    /// was answered is still to be [heard](Self::hear_out); a descriptor that is not what was announced is one, and the giver is
+    /// told so.
     pub async fn next(&mut self) -> Result<Coming, HandoffError> {
         self.settle().await?;
         let received = self.link.recv().await.inspect_err(|error| self.link.refuse(error));
@@ -67,6 +69,24 @@ impl Taker {
         }
     }
 
+    /// After an error: the next word on a batch that was answered, which the giver may release before it has read that this end
+    /// goes no further. What it offers is passed over, and its descriptors closed. `None`: it has ended the path. May be dropped.
+    pub async fn hear_out(&mut self) -> Option<Coming> {
+        loop {
+            match self.link.recv().await {
+                Ok((Transfer::Release { batch }, ..)) => return Some(Coming::Release { batch }),
+                Ok((Transfer::Withdraw { batch }, ..)) => return Some(Coming::Withdraw { batch }),
+                Ok(_) => {}
+                // Nothing more can be read.
+                Err(HandoffError::Gone { .. } | HandoffError::Channel { source: ChannelError::Io(_), .. }) => {
+                    return None;
+                }
+                // Of one record, and perhaps one that follows from what was not understood before.
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Answers an offer, one verdict for each item in the same order. False, and nothing was said: the batch was withdrawn
     /// meanwhile. Reasons are cut to 200 bytes.
     pub async fn taken(&mut self, batch: u64, verdicts: &[Verdict]) -> Result<bool, HandoffError> {
@@ -75,7 +95,8 @@ impl Taker {
         }
         self.settle().await?;
         let verdicts = verdicts.iter().map(Verdict::brief).collect();
-        self.link.send_soon(&Transfer::Taken { batch, verdicts }, &[]).await.map(|()| true)
+        let answer = Transfer::Taken { batch, verdicts };
+        self.link.send_soon(&answer, &[]).await.inspect_err(|error| self.link.refuse(error)).map(|()| true)
     }
 
     /// Says what is owed.

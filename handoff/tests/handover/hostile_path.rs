@@ -98,6 +98,40 @@ fn truncated_descriptors_are_closed_and_the_giver_is_told() {
     });
 }
 
+/// The answer was a promise: its giver may have read that, and not yet that the taker goes no further.
+#[test]
+fn what_was_answered_is_heard_after_an_error() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    alone(async || {
+        let (hand, end) = ByHand::opposite();
+        let mut taker = open_taker(&hand, end).await;
+        let (body, socket) = (body(), socket());
+        let fds = |count| std::iter::once(body.as_fd()).chain(vec![socket.as_fd(); count]).collect::<Vec<_>>();
+        for batch in [1, 2] {
+            hand.hands(&offer(batch, vec![entry(batch)]), &fds(2));
+            assert!(matches!(taker.next().await.unwrap(), Coming::Offered { .. }));
+            assert!(taker.taken(batch, &[Verdict::Taken { thread: 1 }]).await.unwrap());
+        }
+        let many = (3..=52).map(|id| Entry { state: 0, ..entry(id) }).collect();
+        let (before, open) = (getrlimit(Resource::Nofile), census().len() as u64);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(open + 10), ..before }).unwrap();
+        hand.hands(&offer(3, many), &fds(100));
+        let error = taker.next().await.unwrap_err();
+        setrlimit(Resource::Nofile, before).unwrap();
+        assert!(error.to_string().contains("of 101 arrived"), "{error}");
+        // It has not heard of that: it lets go, takes back, offers, and takes back what never came.
+        hand.says(&Transfer::Release { batch: 1 });
+        hand.hands(&offer(4, vec![entry(90)]), &fds(2));
+        hand.says(&Transfer::Withdraw { batch: 3 });
+        hand.says(&Transfer::Withdraw { batch: 2 });
+        assert!(matches!(taker.hear_out().await, Some(Coming::Release { batch: 1 })));
+        assert!(matches!(taker.hear_out().await, Some(Coming::Withdraw { batch: 2 })));
+        assert!(hand.hears_refusal().await.unwrap().contains("of 101 arrived"), "before the path has ended");
+        drop(hand);
+        assert!(taker.hear_out().await.is_none());
+    });
+}
+
 #[test]
 fn a_descriptor_that_is_not_what_was_announced_is_refused() {
     type Imposter = fn() -> OwnedFd;

@@ -42,6 +42,7 @@ pub(super) async fn run(start: Start) {
     let (counting, held) = (HashMap::new(), HashMap::new());
     let mut take = Take { taker, lines, census, counting, held, came: 0 };
     let end = take.follow().await;
+    take.hear_out().await;
     take.settle_all().await;
     let came = take.came;
     if matches!(end, HandoffError::Gone { .. }) {
@@ -68,15 +69,8 @@ impl Take {
         loop {
             let done = match self.taker.next().await {
                 Ok(Coming::Offered { batch, items }) => self.offered(batch, items).await,
-                Ok(Coming::Release { batch }) => {
-                    let held = self.held.remove(&batch).unwrap_or_default();
-                    self.came += held.len();
-                    self.start(held).await;
-                    Ok(())
-                }
-                Ok(Coming::Withdraw { batch }) => {
-                    let held = self.held.remove(&batch).unwrap_or_default();
-                    self.let_go(held).await;
+                Ok(word) => {
+                    self.decided(word).await;
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -84,6 +78,32 @@ impl Take {
             if let Err(error) = done {
                 return error;
             }
+        }
+    }
+
+    /// After an error of this end, which the giver was told. It may read an answer before that, and give what was taken: to let go
+    /// of it would leave it to nobody. So the path stays until all that is held is decided; there is no deadline, as a giver that
+    /// is stopped may wake at any time, and one that is dead has ended the path.
+    async fn hear_out(&mut self) {
+        while self.held.values().any(|held| !held.is_empty()) {
+            let Some(word) = self.taker.hear_out().await else { return };
+            self.decided(word).await;
+        }
+    }
+
+    async fn decided(&mut self, word: Coming) {
+        match word {
+            Coming::Release { batch } => {
+                let held = self.held.remove(&batch).unwrap_or_default();
+                self.came += held.len();
+                self.start(held).await;
+            }
+            Coming::Withdraw { batch } => {
+                let held = self.held.remove(&batch).unwrap_or_default();
+                self.let_go(held).await;
+            }
+            // Nothing is taken any more.
+            Coming::Offered { .. } => {}
         }
     }
 

@@ -7,6 +7,7 @@ mod bytes;
 mod draining;
 mod ends;
 mod moving;
+mod moving_by_hand;
 mod pools;
 mod rig;
 mod timeouts;

@@ -22,23 +22,23 @@ use crate::rig::{self, *};
 
 /// What a giver has said.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
-    moved: u64,
-    left: BTreeMap<String, u64>,
+pub(crate) struct Said {
+    pub(crate) moved: u64,
+    pub(crate) left: BTreeMap<String, u64>,
     longest: Duration,
     over: bool,
 }
 
 /// A giver under way.
-struct Path {
+pub(crate) struct Path {
     notices: mpsc::Receiver<Notice>,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    pub(crate) tasks: JoinSet<()>,
 }
 
 impl Path {
     /// From one plane to whoever has the other end.
-    fn from(giver: &Plane) -> (Self, OwnedFd) {
+    pub(crate) fn from(giver: &Plane) -> (Self, OwnedFd) {
         let (give, take) = transfer::pair().unwrap();
         let (teller, notices) = mpsc::channel(4);
         let stop = CancellationToken::new();
@@ -47,7 +47,7 @@ impl Path {
         (Self { notices, stop, tasks }, take)
     }
 
-    fn between(giver: &Plane, taker: &Plane) -> Self {
+    pub(crate) fn between(giver: &Plane, taker: &Plane) -> Self {
         let (mut path, take) = Self::from(giver);
         path.tasks.spawn(taker.take(1, take));
         path
@@ -63,7 +63,7 @@ impl Path {
     }
 
     /// Until both ends are over; gives the last word.
-    async fn over(mut self) -> Said {
+    pub(crate) async fn over(mut self) -> Said {
         let mut last = self.said().await;
         while !last.over {
             last = self.said().await;
@@ -75,7 +75,7 @@ impl Path {
 
 impl Rig {
     /// Another generation's plane over the same ledger, not polling.
-    fn successor(&self, generation: u32, change: impl FnOnce(&mut Plan)) -> Plane {
+    pub(crate) fn successor(&self, generation: u32, change: impl FnOnce(&mut Plan)) -> Plane {
         let mut plan = self.plan.clone();
         change(&mut plan);
         Plane::start(plan, generation, self.segments()).unwrap()
@@ -87,7 +87,7 @@ async fn ended(rig: &Rig, other: &Plane) -> Vec<(Reason, u64)> {
     rig.ended().await
 }
 
-fn whys(left: &[(&str, u64)]) -> BTreeMap<String, u64> {
+pub(crate) fn whys(left: &[(&str, u64)]) -> BTreeMap<String, u64> {
     left.iter().map(|(why, n)| ((*why).to_owned(), *n)).collect()
 }
 

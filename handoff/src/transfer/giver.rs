@@ -18,6 +18,8 @@ use crate::message::Budget;
 pub struct Giver {
     link: Link<sequence::Giver>,
     taker: Hello,
+    /// What the last answer said of the taker's descriptors.
+    now: Option<Budget>,
 }
 
 impl Giver {
@@ -27,7 +29,7 @@ impl Giver {
         let mut link = Link::new(channel);
         let taker = link.within(deadline, async |link| greet(link, generation).await).await?;
         link.live();
-        Ok(Self { link, taker })
+        Ok(Self { link, taker, now: None })
     }
 
     /// The generation at the other end.
@@ -42,7 +44,12 @@ impl Giver {
 
     /// Descriptors that the taker had left when the path began; `None`: it does not know.
     pub fn room(&self) -> Option<u64> {
-        self.taker.descriptors.map(|Budget { limit, open }| limit.saturating_sub(open))
+        self.taker.descriptors.map(room)
+    }
+
+    /// Descriptors that the taker had left when it gave its last answer; `None`: it did not say.
+    pub fn room_left(&self) -> Option<u64> {
+        self.now.map(room)
     }
 
     /// Offers frozen sessions, of which the taker gets copies of the descriptors. Numbers of batches grow; at most
@@ -65,7 +72,8 @@ impl Giver {
         loop {
             let received = self.link.recv().await.inspect_err(|error| self.link.refuse(error));
             match received? {
-                (Transfer::Taken { batch, verdicts }, _, sequence::Action::Deliver) => {
+                (Transfer::Taken { batch, verdicts, descriptors }, _, sequence::Action::Deliver) => {
+                    self.now = descriptors;
                     return Ok((batch, verdicts.iter().map(Verdict::brief).collect()));
                 }
                 (_, _, sequence::Action::Ignore) => {}
@@ -99,6 +107,10 @@ impl Entry {
             pipes: item.pipes.each_ref().map(Option::is_some),
         }
     }
+}
+
+fn room(Budget { limit, open }: Budget) -> u64 {
+    limit.saturating_sub(open)
 }
 
 async fn greet(link: &mut Link<sequence::Giver>, generation: u32) -> Result<Hello, HandoffError> {

@@ -19,7 +19,13 @@ pub enum Transfer {
     /// Giver: frozen sessions. Carries a memfd with their states and bytes in hand, then the sockets and pipes of each.
     Offer(Offer),
     /// Taker: the answer to an offer, one verdict for each item in the same order. What is taken is held, not touched.
-    Taken { batch: u64, verdicts: Vec<Verdict> },
+    Taken {
+        batch: u64,
+        verdicts: Vec<Verdict>,
+        /// As they are with this batch held. Absent where that cannot be told at once, and from older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        descriptors: Option<Budget>,
+    },
     /// Giver: the taken items of an answered batch are the taker's from now on.
     Release { batch: u64 },
     /// Giver: a batch, answered or not, is to be let go of untouched.

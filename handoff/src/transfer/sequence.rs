@@ -175,7 +175,7 @@ impl State {
             (Self::Silent, _) => Err(NOT_NOW),
             (_, Transfer::Refused { .. }) => Ok(Self::Closed),
             (Self::AwaitHello, Transfer::Hello(_)) => Ok(Self::Open(Books::default())),
-            (Self::Open(books), Transfer::Taken { batch, verdicts }) => books.taken(*batch, verdicts.len()),
+            (Self::Open(books), Transfer::Taken { batch, verdicts, .. }) => books.taken(*batch, verdicts.len()),
             (Self::Open(books), Transfer::Dropped { batch }) => books.dropped(*batch),
             _ => Err(NOT_NOW),
         }

@@ -9,7 +9,7 @@ use super::message::{Entry, Hello, Offer, Transfer, Verdict};
 use super::{Item, body, kind, sequence};
 use crate::channel::ChannelError;
 use crate::error::HandoffError;
-use crate::link::Link;
+use crate::link::{Link, budget_at_once};
 use crate::memfile::{self, MemfileError};
 
 /// An open path, at the taker's end. Once it has ended, the owner word of each held record says whose the session is.
@@ -95,7 +95,7 @@ impl Taker {
         }
         self.settle().await?;
         let verdicts = verdicts.iter().map(Verdict::brief).collect();
-        let answer = Transfer::Taken { batch, verdicts };
+        let answer = Transfer::Taken { batch, verdicts, descriptors: budget_at_once() };
         self.link.send_soon(&answer, &[]).await.inspect_err(|error| self.link.refuse(error)).map(|()| true)
     }
 

@@ -17,6 +17,10 @@ fn offer(items: Vec<Entry>) -> Transfer {
     Transfer::Offer(Offer { batch: 1, items })
 }
 
+fn taken(verdicts: Vec<Verdict>) -> Transfer {
+    Transfer::Taken { batch: 1, verdicts, descriptors: None }
+}
+
 /// One of each word, some with extreme values; the golden file holds their bytes as the version wrote them.
 fn every_word() -> Vec<Transfer> {
     let hello = |generation, descriptors| Transfer::Hello(Hello { protocol: TRANSFER, generation, descriptors });
@@ -29,7 +33,7 @@ fn every_word() -> Vec<Transfer> {
         hello(7, Some(Budget { limit: 1 << 20, open: 12 })),
         hello(0, None),
         offer(items),
-        Transfer::Taken { batch: 1, verdicts },
+        Transfer::Taken { batch: 1, verdicts, descriptors: None },
         Transfer::Release { batch: 1 },
         Transfer::Withdraw { batch: u64::MAX },
         Transfer::Dropped { batch: 2 },
@@ -46,6 +50,16 @@ fn version_1_is_read_and_written_as_it_was_released() {
         assert_eq!(String::from_utf8(encode(&word).unwrap()).unwrap(), line);
         assert!(line.contains(&format!("\"type\":\"{}\"", word.name())), "{line}");
     }
+}
+
+/// Later than the first release of version 1, whose words are read and written as before.
+#[test]
+fn an_answer_may_say_what_is_left() {
+    let golden = include_str!("../../golden/transfer_v1_room.jsonl");
+    let verdicts = vec![Verdict::Taken { thread: 3 }, Verdict::Refused { why: "no_room".to_owned() }];
+    let word = Transfer::Taken { batch: 1, verdicts, descriptors: Some(Budget { limit: 1 << 20, open: 12 }) };
+    assert_eq!(decode::<Transfer>(golden.trim_end().as_bytes()).unwrap(), word);
+    assert_eq!(String::from_utf8(encode(&word).unwrap()).unwrap(), golden.trim_end());
 }
 
 #[test]
@@ -75,8 +89,7 @@ fn numbers_are_bounded_both_ways() {
     let plain = |id| entry(id, 1, [0, 0], [false, false]);
     let both = |id| entry(id, 1, [0, 0], [true, true]);
     let many = |count: u64| offer((1..=count).map(plain).collect());
-    let refusal =
-        |len: usize| Transfer::Taken { batch: 1, verdicts: vec![Verdict::Refused { why: "\"".repeat(len) }; 64] };
+    let refusal = |len: usize| taken(vec![Verdict::Refused { why: "\"".repeat(len) }; 64]);
     let longest = Entry {
         id: u64::MAX,
         place: Place { segment: u32::MAX, index: u32::MAX },
@@ -86,12 +99,12 @@ fn numbers_are_bounded_both_ways() {
     for good in [many(64), offer((1..=49).map(both).collect()), refusal(200), offer(longest)] {
         assert_eq!(decode::<Transfer>(&encode(&good).unwrap()).unwrap(), good, "it fits a record");
     }
-    let taken = Transfer::Taken { batch: 1, verdicts: vec![Verdict::Taken { thread: 0 }; 65] };
+    let too_many = taken(vec![Verdict::Taken { thread: 0 }; 65]);
     for bad in [
         many(65),
         offer((1..=50).map(both).collect()),
         refusal(201),
-        taken,
+        too_many,
         offer(vec![entry(1, STATE + 1, [0, 0], [false, false])]),
         offer(vec![entry(1, 0, [HAND + 1, 0], [false, false])]),
         offer(vec![entry(1, 0, [0, u32::MAX as usize], [false, false])]),

@@ -29,6 +29,10 @@ fn offer(batch: u64, items: Vec<Entry>) -> Transfer {
     Transfer::Offer(Offer { batch, items })
 }
 
+fn taken(batch: u64, verdicts: Vec<Verdict>) -> Transfer {
+    Transfer::Taken { batch, verdicts, descriptors: None }
+}
+
 fn body() -> OwnedFd {
     memfile::sealed("body", b"{}").unwrap()
 }
@@ -229,7 +233,7 @@ fn numbers_out_of_bounds_are_refused() {
 #[test]
 fn a_giver_out_of_turn_is_refused() {
     let (again, empty) = (hello(GIVER), Vec::new());
-    let upwards = [Transfer::Taken { batch: 1, verdicts: empty }, Transfer::Dropped { batch: 1 }];
+    let upwards = [taken(1, empty), Transfer::Dropped { batch: 1 }];
     let unopened = [Transfer::Release { batch: 1 }, Transfer::Withdraw { batch: 1 }];
     for word in upwards.into_iter().chain(unopened).chain([again]) {
         alone(async || {
@@ -294,9 +298,8 @@ async fn giver_meets(word: &Transfer) -> HandoffError {
 
 #[test]
 fn a_taker_out_of_turn_is_refused() {
-    let taken = |batch, count| Transfer::Taken { batch, verdicts: vec![Verdict::Taken { thread: 1 }; count] };
-    let out_of_turn =
-        [taken(1, 0), taken(1, 2), taken(2, 1), Transfer::Dropped { batch: 1 }, Transfer::Release { batch: 1 }];
+    let all = |batch, count| taken(batch, vec![Verdict::Taken { thread: 1 }; count]);
+    let out_of_turn = [all(1, 0), all(1, 2), all(2, 1), Transfer::Dropped { batch: 1 }, Transfer::Release { batch: 1 }];
     for word in out_of_turn.into_iter().chain([hello(TAKER), Transfer::Withdraw { batch: 1 }]) {
         alone(async || {
             let error = giver_meets(&word).await;
@@ -304,7 +307,7 @@ fn a_taker_out_of_turn_is_refused() {
         });
     }
     let why = Verdict::Refused { why: "x".repeat(201) };
-    for word in [taken(1, 65), Transfer::Taken { batch: 1, verdicts: vec![why] }] {
+    for word in [all(1, 65), taken(1, vec![why])] {
         alone(async || {
             let error = giver_meets(&word).await;
             assert!(matches!(&error, HandoffError::Channel { .. }), "{error:?}");
@@ -320,7 +323,7 @@ fn a_reason_is_one_line() {
         giver.offer(1, &items([1])).await.unwrap();
         hand.hears("offer").await;
         let why = Verdict::Refused { why: "no\n\u{1b}[31mroom".to_owned() };
-        hand.says(&Transfer::Taken { batch: 1, verdicts: vec![why] });
+        hand.says(&taken(1, vec![why]));
         match &giver.next().await.unwrap().1[0] {
             Verdict::Refused { why } => assert!(!why.contains(char::is_control), "{why:?}"),
             other => panic!("{other:?}"),
@@ -334,7 +337,7 @@ fn a_late_answer_never_leads_to_a_release() {
     alone(async || {
         let (hand, end) = ByHand::opposite();
         let mut giver = open_giver(&hand, end).await;
-        let taken = |batch| Transfer::Taken { batch, verdicts: vec![Verdict::Taken { thread: 1 }] };
+        let taken = |batch| taken(batch, vec![Verdict::Taken { thread: 1 }]);
         giver.offer(1, &items([1])).await.unwrap();
         hand.hears("offer").await;
         hand.says(&taken(1));

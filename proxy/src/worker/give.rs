@@ -60,6 +60,8 @@ pub(super) struct Start {
 enum End {
     #[error("no session is left")]
     Empty,
+    #[error("the other worker has no room")]
+    NoRoom,
     #[error("another path takes its place, or the worker ends")]
     Stopped,
     #[error(transparent)]
@@ -102,7 +104,7 @@ pub(super) async fn run(start: Start) {
     let notice = give.notice(path, true).await;
     let (moved, pause) = (give.tally.moved, Duration::from_micros(give.tally.longest_us));
     match end {
-        End::Empty | End::Stopped => tracing::info!(path, taker, moved, ?pause, "sessions moved; {end}"),
+        End::Empty | End::NoRoom | End::Stopped => tracing::info!(path, taker, moved, ?pause, "sessions moved; {end}"),
         End::Path(_) | End::Silent(_) => tracing::warn!(path, taker, moved, ?pause, "sessions move no more: {end}"),
     }
     // After everything else: its end tells the taker to look at the owner words.
@@ -136,13 +138,17 @@ impl Give {
         Ok(())
     }
 
-    /// What was connecting is moved once it is established; until no session is left. `tell` is told of it from time to time, as
-    /// long as there is room for that.
+    /// What was connecting is moved once it is established; until no session is left, or there is no room for it: whether there
+    /// is by then is the next path's to ask. `tell` is told of it from time to time, as long as
+    /// there is room for that.
     async fn late_ones(&mut self, path: u64, tell: impl Fn(Notice), has_room: impl Fn() -> bool) -> End {
         let (mut told, mut told_at) = (self.tally.moved, Instant::now());
         loop {
             if self.census.live() == 0 {
                 return End::Empty;
+            }
+            if self.is_full() {
+                return End::NoRoom;
             }
             if self.tally.moved > told && told_at.elapsed() >= NEWS && has_room() {
                 (told, told_at) = (self.tally.moved, Instant::now());
@@ -191,7 +197,7 @@ impl Give {
         while !self.packed.is_empty() {
             self.settle_to(AHEAD - 1).await?;
             let Some(batch) = self.packed.pop_front() else { break };
-            if self.is_stalled() {
+            if self.is_stalled() || !self.has_room_for(&batch) {
                 self.resume_but(batch, &HashSet::new()).await;
             } else {
                 self.offer(batch).await?;
@@ -261,13 +267,26 @@ impl Give {
         for (id, why) in batch.refused(&verdicts) {
             self.tally.failed(id, why);
         }
+        self.count_room(batch.descriptors_but(&gone));
         self.resume_but(batch, &gone).await;
         Ok(told?)
+    }
+
+    /// What the taker has closed comes on top, if it does not say itself what it has left: it accepts clients meanwhile, and
+    /// sessions end there. Then what is on its way comes off.
+    fn count_room(&mut self, closed: u64) {
+        let coming = self.open.iter().map(|batch| batch.descriptors_but(&HashSet::new())).sum::<u64>();
+        self.room = match self.giver.room_left() {
+            Some(left) => Some(left.saturating_sub(SPARED + coming)),
+            None => self.room.map(|room| room + closed),
+        };
     }
 
     async fn withdraw(&mut self, batch: Batch) -> Result<(), End> {
         tracing::warn!(batch = batch.number, "the other worker does not answer; its sessions go on here");
         let number = batch.number;
+        let closes = batch.descriptors_but(&HashSet::new());
+        self.room = self.room.map(|room| room + closes);
         // They need not wait until the taker knows: without a release it touches nothing.
         self.give_up(Some(batch), left::TIMEOUT).await;
         let told = tokio::time::timeout(ANSWERED, self.giver.withdraw(number)).await;
@@ -289,7 +308,6 @@ impl Give {
 
     /// Goes on here with what did not go. These sockets have no other place: there is no deadline.
     async fn resume_but(&mut self, batch: Batch, gone: &HashSet<u64>) {
-        self.room = self.room.map(|room| room + batch.descriptors_but(gone));
         let (thread, begun_ns) = (batch.thread, batch.begun_ns);
         let carried = batch.into_carried_but(gone);
         if carried.is_empty() {
@@ -318,6 +336,10 @@ impl Give {
 
     fn is_full(&self) -> bool {
         self.room.is_some_and(|room| room < Batch::MOST_DESCRIPTORS)
+    }
+
+    fn has_room_for(&self, batch: &Batch) -> bool {
+        self.room.is_none_or(|room| room >= batch.descriptors_but(&HashSet::new()))
     }
 
     async fn notice(&mut self, path: u64, over: bool) -> Notice {

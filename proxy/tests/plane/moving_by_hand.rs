@@ -4,8 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use handoff::channel::{Channel, ChannelError, Peer};
 use handoff::codec::Word;
-use handoff::transfer;
-use handoff::transfer::message::Transfer;
+use handoff::message::Budget;
+use handoff::transfer::message::{Hello, Transfer};
+use handoff::transfer::{self, TRANSFER, Verdict};
+use proxy::config::order::left;
 use tokio::io::AsyncWriteExt;
 
 use crate::moving::{Path, whys};
@@ -16,6 +18,14 @@ struct Hand(Channel<Transfer>);
 impl Hand {
     fn at(end: OwnedFd) -> Self {
         Self(Channel::new(end, Peer { pid: None, uid: nix::unistd::geteuid().as_raw() }).unwrap())
+    }
+
+    /// Of a taker that does not say how many descriptors it has.
+    async fn taking(end: OwnedFd) -> Self {
+        let hand = Self::at(end);
+        hand.hears("hello").await;
+        hand.says(&Transfer::Hello(Hello { protocol: TRANSFER, generation: 2, descriptors: None })).await;
+        hand
     }
 
     async fn hears(&self, name: &str) -> (Transfer, Vec<OwnedFd>) {
@@ -33,6 +43,14 @@ impl Hand {
         let (word, fds) = self.hears(name).await;
         let lent: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         to.0.send(&word, &lent).await.unwrap();
+    }
+
+    /// Refuses everything that is offered next.
+    async fn refuses(&self, why: &str, descriptors: Option<Budget>) {
+        let (word, _) = self.hears("offer").await;
+        let Transfer::Offer(offer) = word else { panic!("{word:?}") };
+        let verdicts = vec![Verdict::Refused { why: why.to_owned() }; offer.items.len()];
+        self.says(&Transfer::Taken { batch: offer.batch, verdicts, descriptors }).await;
     }
 
     async fn is_left(&self) {
@@ -69,4 +87,25 @@ async fn what_was_answered_before_an_error_is_not_let_go() {
     client.write_all(b"on").await.unwrap();
     assert_eq!(read(&mut server, 2).await, b"on");
     assert_eq!((rig.plane.sessions(), other.sessions()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taker_that_fills_up_meanwhile_is_offered_no_more() {
+    let (listener, address) = backend().await;
+    let rig = rig_with(&[address], |plan| plan.threads = 1).await;
+    let mut peers = Vec::new();
+    for _ in 0..140 {
+        peers.push(rig.pair(&listener).await);
+    }
+    rig.established(140).await;
+    let (path, end) = Path::from(&rig.plane);
+    let taker = Hand::taking(end).await;
+    for _ in 0..2 {
+        taker.refuses("not these", Some(Budget { limit: 1_000, open: 900 })).await;
+    }
+    for _ in 0..2 {
+        taker.hears("withdraw").await;
+    }
+    taker.is_left().await;
+    assert_eq!(path.over().await.left, whys(&[(left::REFUSED, 128), (left::NO_ROOM, 12)]));
 }

@@ -18,7 +18,7 @@ fn offer(batch: u64, ids: &[u64]) -> Transfer {
 }
 
 fn taken(batch: u64, count: usize) -> Transfer {
-    Transfer::Taken { batch, verdicts: vec![Verdict::Taken { thread: 0 }; count] }
+    Transfer::Taken { batch, verdicts: vec![Verdict::Taken { thread: 0 }; count], descriptors: None }
 }
 
 fn refused() -> Transfer {

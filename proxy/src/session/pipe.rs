@@ -81,8 +81,14 @@ impl Pipe {
     /// what it holds can be read all the same, and the next bytes take another pipe.
     pub(super) fn adopt(reader: OwnedFd, writer: Option<OwnedFd>) -> io::Result<Self> {
         let size = fcntl_getpipe_size(&reader)?;
-        let writer = writer.or_else(|| open_writer(&reader));
+        let writer = writer.or_else(|| open_writer(&reader).ok());
         Ok(Self { reader, writer, size, is_own: false, _counted: Counted::new() })
+    }
+
+    /// One that can be filled too; else why it cannot.
+    pub(super) fn with_writer(self) -> io::Result<Self> {
+        let writer = self.writer.map_or_else(|| open_writer(&self.reader), Ok)?;
+        Ok(Self { writer: Some(writer), ..self })
     }
 
     /// The reading end, which travels with the bytes in it and from which another writing end can be opened; and the writing
@@ -107,10 +113,10 @@ impl Pipe {
     }
 }
 
-fn open_writer(reader: &OwnedFd) -> Option<OwnedFd> {
+fn open_writer(reader: &OwnedFd) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).ok()
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 impl Counted {

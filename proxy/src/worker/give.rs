@@ -138,8 +138,8 @@ impl Give {
         Ok(())
     }
 
-    /// What was connecting is moved once it is established; until no session is left, or there is no room for it: whether there
-    /// is by then is the next path's to ask. `tell` is told of it from time to time, as long as
+    /// What was connecting is moved once it is established; until no session is left, or there is no room for it: how much there
+    /// is, and whether what was refused fits by then, is the next path's to ask. `tell` is told of it from time to time, as long as
     /// there is room for that.
     async fn late_ones(&mut self, path: u64, tell: impl Fn(Notice), has_room: impl Fn() -> bool) -> End {
         let (mut told, mut told_at) = (self.tally.moved, Instant::now());
@@ -147,7 +147,7 @@ impl Give {
             if self.census.live() == 0 {
                 return End::Empty;
             }
-            if self.is_full() {
+            if self.wants_room() {
                 return End::NoRoom;
             }
             if self.tally.moved > told && told_at.elapsed() >= NEWS && has_room() {
@@ -260,7 +260,7 @@ impl Give {
             _ => HashSet::new(),
         };
         let told = if gone.is_empty() { self.giver.withdraw(number).await } else { self.giver.release(number).await };
-        self.tally.moved += gone.len() as u64;
+        self.tally.went(&gone);
         if !gone.is_empty() {
             self.tally.stood_still(clock::exact_ns().saturating_sub(batch.begun_ns));
         }
@@ -342,8 +342,13 @@ impl Give {
         self.room.is_none_or(|room| room >= batch.descriptors_but(&HashSet::new()))
     }
 
+    /// There is none, or there was none for some.
+    fn wants_room(&self) -> bool {
+        self.is_full() || self.tally.wants_room()
+    }
+
     async fn notice(&mut self, path: u64, over: bool) -> Notice {
-        let untried = match (self.is_full(), self.is_stalled(), over) {
+        let untried = match (self.wants_room(), self.is_stalled(), over) {
             (true, ..) => Some(left::NO_ROOM),
             (false, true, _) => Some(left::TIMEOUT),
             (false, false, true) => Some(left::PEER_GONE),

@@ -2,15 +2,18 @@
 //! said by the owner word of its record alone; a word of the giver, or the end of the path, is when to look.
 
 use std::collections::{BTreeSet, HashMap};
+use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use handoff::HandoffError;
 use handoff::transfer::{Coming, Item, Taker, Verdict};
+use rustix::io::Errno;
 use tokio::time::Instant;
 
 use super::order::{Line, Order};
+use crate::config::order::left;
 use crate::listener::Unheld;
 use crate::session::{Carried, Census};
 
@@ -211,8 +214,16 @@ fn verdict(line: &Line, answer: Result<(), Unheld>) -> Verdict {
     match answer {
         // There are fewer threads than a u16 counts.
         Ok(()) => Verdict::Taken { thread: u16::try_from(line.thread).unwrap_or(u16::MAX) },
+        Err(error) if is_want_of_descriptors(&error) => Verdict::Refused { why: left::NO_ROOM.into() },
         Err(error) => Verdict::Refused { why: error.to_string() },
     }
+}
+
+/// That passes, and is not the session's fault.
+fn is_want_of_descriptors(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|cause| Errno::from_io_error(cause.downcast_ref()?))
+        .any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
 /// Of the threads that can count sessions of this segment.
@@ -230,4 +241,32 @@ fn unpack(item: Item) -> Result<Carried, String> {
     let Item { id, place, state, hand, client, backend, pipes } = item;
     let state = serde_json::from_str(&state).map_err(|error| format!("its state cannot be read: {error}"))?;
     Ok(Carried { id, place, state, hand, client, backend, pipes, writers: [None, None] })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::session::{NotHeld, Unfit};
+
+    #[test]
+    fn want_of_descriptors_is_told_from_what_does_not_pass() {
+        let told = |unfit: Unfit| {
+            let line = Line::new(0).0;
+            match verdict(&line, Err(Unheld::NotHeld(NotHeld::Unfit(unfit)))) {
+                Verdict::Refused { why } => why,
+                Verdict::Taken { .. } => panic!("it was not"),
+            }
+        };
+        for errno in [Errno::MFILE, Errno::NFILE] {
+            assert_eq!(told(Unfit::NoWriter(errno.into())), left::NO_ROOM);
+            assert_eq!(told(Unfit::Socket(io::Error::from(errno))), left::NO_ROOM);
+        }
+        let lasting = [Unfit::NoWriter(Errno::NOENT.into()), Unfit::NoWay, Unfit::Bytes { said: 1, found: 0 }];
+        for unfit in lasting {
+            let text = unfit.to_string();
+            assert_eq!(told(unfit), text);
+        }
+    }
 }

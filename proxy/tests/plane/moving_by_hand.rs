@@ -109,3 +109,21 @@ async fn a_taker_that_fills_up_meanwhile_is_offered_no_more() {
     taker.is_left().await;
     assert_eq!(path.over().await.left, whys(&[(left::REFUSED, 128), (left::NO_ROOM, 12)]));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_found_no_room_goes_over_the_next_path() {
+    let (listener, address) = backend().await;
+    let rig = rig(&[address]).await;
+    let other = rig.successor(2, |_| {});
+    let (_client, _server) = rig.pair(&listener).await;
+    rig.established(1).await;
+    let (path, end) = Path::from(&rig.plane);
+    let taker = Hand::taking(end).await;
+    for _ in 0..2 {
+        taker.refuses(left::NO_ROOM, None).await;
+        taker.hears("withdraw").await;
+    }
+    taker.is_left().await;
+    assert_eq!(path.over().await.left, whys(&[(left::NO_ROOM, 1)]));
+    assert_eq!(Path::between(&rig.plane, &other).over().await.moved, 1);
+}

@@ -31,8 +31,10 @@ pub enum Unfit {
     Socket(#[source] io::Error),
     #[error("one of its pipes is no pipe: {0}")]
     NoPipe(#[source] io::Error),
-    #[error("it can go on only by two pipes, which did not come or cannot be filled here")]
+    #[error("it can go on only by two pipes, which did not come")]
     NoWay,
+    #[error("it can go on only by two pipes, and one cannot be filled here: {0}")]
+    NoWriter(#[source] io::Error),
     #[error("{said} bytes should be in its pipe, {found} are")]
     Bytes { said: usize, found: usize },
 }
@@ -70,10 +72,9 @@ impl Engine {
         let down = adopted(down, down_writer, relay.in_pipe(Side::Backend))?;
         let mut pipes = [up, down];
         if relay.only_splices() {
-            if pipes.iter().flatten().filter(|pipe| pipe.writer.is_some()).count() != 2 {
-                return Err(Unfit::NoWay);
-            }
-            pipes = pipes.map(|pipe| pipe.map(Pipe::owned));
+            let [Some(up), Some(down)] = pipes else { return Err(Unfit::NoWay) };
+            let whole = |pipe: Pipe| pipe.owned().with_writer().map_err(Unfit::NoWriter);
+            pipes = [Some(whole(up)?), Some(whole(down)?)];
         }
         let relay = Relay::from_state(relay, hand);
         Ok(Self {

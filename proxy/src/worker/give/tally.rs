@@ -29,6 +29,12 @@ impl Tally {
         self.longest_us = self.longest_us.max(pause_ns / 1_000);
     }
 
+    /// Gone, some of them at a second try.
+    pub(super) fn went(&mut self, gone: &HashSet<u64>) {
+        self.moved += gone.len() as u64;
+        self.tried.retain(|id, _| !gone.contains(id));
+    }
+
     /// Offered in vain.
     pub(super) fn failed(&mut self, id: u64, why: &'static str) {
         let (tries, last) = self.tried.entry(id).or_insert((0, why));
@@ -45,6 +51,11 @@ impl Tally {
             return true;
         }
         false
+    }
+
+    /// Some of those that were tried last found no room.
+    pub(super) fn wants_room(&self) -> bool {
+        self.tried.values().any(|(_, why)| *why == left::NO_ROOM)
     }
 
     pub(super) fn passed_over(&self) -> Arc<HashSet<u64>> {
@@ -122,6 +133,17 @@ mod tests {
         assert!(tally.begin_again(), "for the other");
         assert_eq!(*tally.passed_over(), HashSet::from([7]));
         assert!(!tally.begin_again());
+    }
+
+    #[test]
+    fn room_is_wanted_until_all_that_found_none_have_gone() {
+        let mut tally = Tally::default();
+        tally.failed(7, left::NO_ROOM);
+        tally.failed(8, left::REFUSED);
+        assert!(tally.wants_room());
+        tally.went(&HashSet::from([7]));
+        assert!(!tally.wants_room());
+        assert_eq!((tally.moved, tally.tried()), (1, vec![8]));
     }
 
     #[test]

@@ -110,6 +110,21 @@ impl Legacy {
     }
 }
 
+/// Tells the scheduler that this thread works in batches (`SCHED_BATCH`, sched(7)): woken, it waits its turn instead of taking the
+/// processor from whoever runs.
+///
+/// # Errors
+/// The system refuses it, say a filter of system calls.
+// JUSTIFICATION: rustix has no such call, and nix has none for a scheduling policy.
+#[expect(unsafe_code, reason = "no crate of ours wraps the call")]
+pub fn work_in_batches() -> io::Result<()> {
+    // SAFETY: a sched_param of zeroes is one of priority 0, the only one of this policy.
+    let param: libc::sched_param = unsafe { mem::zeroed() };
+    // SAFETY: 0 is the calling thread; the parameter is read, and outlives the call.
+    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const param) };
+    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Takes standard input for our own use, close-on-exec, and puts `/dev/null` in its place: nothing that writes or reads
 /// "standard input" later can touch the channel.
 pub fn take_stdin() -> io::Result<OwnedFd> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -260,7 +261,10 @@ impl Acceptor {
     }
 
     fn batch(&mut self) -> Batch {
-        for _ in 0..BATCH {
+        for taken in 0..BATCH {
+            if taken == 1 && !self.has_more() {
+                return Batch::Empty;
+            }
             self.look();
             let seat = match self.seat() {
                 Ok(seat) => seat,
@@ -283,6 +287,13 @@ impl Acceptor {
             }
         }
         Batch::Full
+    }
+
+    /// Most events announce one connection, and an `accept` that finds none has made a file for it first: 4.4 us where this
+    /// takes 0.4. Once there was a second one, a burst is more likely.
+    fn has_more(&self) -> bool {
+        let mut queue = [PollFd::new(&*self.socket, PollFlags::IN)];
+        poll(&mut queue, Some(&Timespec::default())) != Ok(0)
     }
 
     fn passes_on(&self) -> bool {

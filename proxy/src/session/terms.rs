@@ -72,6 +72,10 @@ impl Census {
         self.by_thread.get(thread).map(|sessions| sessions.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn of_all_threads(&self) -> usize {
+        self.by_thread.iter().map(|sessions| sessions.load(Ordering::Relaxed)).sum()
+    }
+
     /// The fewest sessions a thread has, and which thread that is.
     pub fn least_busy(&self) -> Option<(usize, usize)> {
         let busy = self.by_thread.iter().map(|sessions| sessions.load(Ordering::Relaxed));
@@ -85,7 +89,8 @@ impl Census {
         }
     }
 
-    fn unseated(&self, thread: usize) {
+    /// A session of this thread is over.
+    pub(crate) fn unseated(&self, thread: usize) {
         if let Some(sessions) = self.by_thread.get(thread) {
             sessions.fetch_sub(1, Ordering::Relaxed);
         }

@@ -55,6 +55,10 @@ pub(super) fn spawn(start: Start) -> Result<(Line, JoinHandle<()>), PlaneError> 
 }
 
 fn run(start: Start, orders: mpsc::Receiver<Order>, ready: &SyncSender<Result<(), PlaneError>>) {
+    // What it finds when its turn comes is more at a time: see decision 9.
+    if let Err(error) = handoff::os::work_in_batches() {
+        tracing::debug!(thread = start.thread, %error, "the scheduler treats it as any other thread");
+    }
     let mut builder = Builder::new_current_thread();
     builder.enable_all().global_queue_interval(ORDERS_EVERY);
     let runtime = match builder.build_local(LocalOptions::default()) {

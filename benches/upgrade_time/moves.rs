@@ -61,17 +61,15 @@ impl Moves {
 
 impl Move {
     fn upgrade(proxy: &Proxy, binary: &Path) -> Self {
-        let mut command = proxy.ctl_command(&["--json", "upgrade", "--probation", "0s", "--binary"]);
+        let mut command = proxy.ctl_command(&["upgrade", "--probation", "0s", "--binary"]);
         let ctl = command.arg(binary).stdout(Stdio::piped()).spawn().expect("proxyctl can be executed");
-        let (mut begun, mut took, mut report) = (None, None, serde_json::Value::Null);
-        timed::lines(ctl, proxy, |line| {
-            let said: serde_json::Value = serde_json::from_str(&line).expect("proxyctl prints JSON");
-            match said["step"].as_str() {
-                Some("move") if said["result"].is_null() => begun = Some(Instant::now()),
-                Some("finish") if said["result"].is_null() => took = begun.map(|begun| begun.elapsed()),
-                _ => report = said,
-            }
+        let (mut begun, mut took) = (None, None);
+        timed::lines(ctl, proxy, |line| match line.split_ascii_whitespace().next() {
+            Some("move") => begun = Some(Instant::now()),
+            Some("finish") => took = begun.map(|begun| begun.elapsed()),
+            _ => {}
         });
+        let report = proxy.ctl_json(&["upgrade", "--last"]);
         assert_eq!((&report["sessions"]["moved"], &report["sessions"]["left"]), (&SESSIONS.into(), &0.into()));
         let longest = report["longest_pause_ms"].as_f64().expect("a report tells the longest pause");
         Self { took: took.expect("an upgrade moves"), longest_pause: Duration::from_secs_f64(longest / 1e3) }

@@ -91,7 +91,7 @@ fn greeting(config: &Path) -> String {
          Try, in another terminal:\n  \
          curl http://127.0.0.1:7000/                               answered by backend one, then two\n  \
          cargo run --release --bin proxyctl -- status              who serves\n  \
-         cargo run --release --bin proxyctl -- upgrade             a new generation takes over; what is open may end first\n  \
+         cargo run --release --bin proxyctl -- upgrade             a new generation takes over, with what is open\n  \
          cargo run --release --bin proxyctl -- sessions            the live table\n  \
          curl http://127.0.0.1:9900/metrics                        for Prometheus\n\n\
          The page:          http://127.0.0.1:9900/\n\

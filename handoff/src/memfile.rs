@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -27,9 +27,32 @@ pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     let mut file = File::from(fd);
     file.write_all(bytes)?;
     let fd = OwnedFd::from(file);
-    rustix::fs::fcntl_add_seals(&fd, FROZEN | SealFlags::SEAL)?;
+    freeze(&fd)?;
     Ok(fd)
 }
+
+/// Seals a memfd against every change, for good.
+///
+/// # Errors
+/// `EBUSY`: somebody has the file mapped for writing, or holds a page of it for longer than a moment.
+pub fn freeze(fd: impl AsFd) -> io::Result<()> {
+    patiently(|| rustix::fs::fcntl_add_seals(&fd, FROZEN | SealFlags::SEAL)).map_err(Into::into)
+}
+
+/// A page that the kernel is just moving or collapsing counts as held; it waits 150 ms for such ones and then refuses
+/// (mm/memfd.c, `memfd_wait_for_pins`). On a machine that is short of memory once is not enough.
+fn patiently(mut seal: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    for _ in 1..TRIES {
+        match seal() {
+            Err(Errno::BUSY) => {}
+            done => return done,
+        }
+    }
+    seal()
+}
+
+/// 1.5 s in all.
+const TRIES: u32 = 10;
 
 /// The bytes of a sealed memfd of exactly `announced` bytes. Memory is taken only after the size is known to be true.
 pub fn read_sealed(fd: OwnedFd, announced: u64, cap: u64) -> Result<Vec<u8>, MemfileError> {
@@ -91,5 +114,20 @@ mod tests {
         assert!(matches!(read_sealed(pipe, 0, 10), Err(MemfileError::NotSealed { .. })));
         let disk = OwnedFd::from(tempfile::tempfile().unwrap());
         assert!(read_sealed(disk, 0, 10).is_err());
+    }
+
+    #[test]
+    fn a_page_that_is_held_for_a_moment_is_waited_for() {
+        let after = |busy: u32| {
+            let mut tries = 0;
+            let sealed = patiently(|| {
+                tries += 1;
+                if tries <= busy { Err(Errno::BUSY) } else { Ok(()) }
+            });
+            (sealed, tries)
+        };
+        assert_eq!(after(3), (Ok(()), 4));
+        assert_eq!(after(u32::MAX), (Err(Errno::BUSY), TRIES));
+        assert_eq!(patiently(|| Err(Errno::PERM)), Err(Errno::PERM));
     }
 }

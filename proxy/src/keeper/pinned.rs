@@ -10,7 +10,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fstatvfs, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, StatVfsMountFlags, fstatvfs, memfd_create};
 use sha2::{Digest, Sha256};
 
 /// An executable file as it was accepted.
@@ -207,7 +207,7 @@ fn hold(file: &mut File) -> io::Result<(Image, String)> {
 /// Copies from the start into the memfd, seals it, and sums what it copied.
 fn copy(file: &mut File, mut image: File) -> io::Result<(Image, String)> {
     let sha256 = digest(file, &mut image)?;
-    fcntl_add_seals(&image, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    handoff::memfile::freeze(&image)?;
     Ok((Image::Copy(image.into()), sha256))
 }
 

@@ -121,13 +121,19 @@ fn twenty_upgrades_between_two_binaries_leave_the_keeper_as_it_was() {
         until("one generation is left", DEADLINE, || proxy.status()["generations"].as_array().unwrap().len() == 1);
         Census::of(proxy.keeper_pid()).unwrap()
     };
-    let mut warm = Census::default();
+    // At rest, that is: right after an upgrade a socket of the generation before, or of who asked, may still be open.
+    let held = |census: &Census| census.descriptors.values().sum::<usize>();
+    let mut warm: Option<Census> = None;
     for number in 1..=20 {
         upgrade(&proxy, &binaries.path(if number % 2 == 1 { "b" } else { "a" }));
-        if number == 2 {
-            warm = census();
+        if number <= 8 && number % 2 == 0 {
+            let seen = census();
+            warm = Some(
+                warm.into_iter().fold(seen, |least, before| if held(&before) < held(&least) { before } else { least }),
+            );
         }
     }
+    let warm = warm.unwrap();
     let last = census();
     let mut now = last.clone();
     until(&format!("descriptors are as they were: {warm:?}, {last:?}"), DEADLINE, || {

@@ -1,5 +1,5 @@
 //! How long an upgrade takes, what those who connect notice of it, and what open sessions do: `cargo bench --bench upgrade_time`. Writes
-//! `docs/upgrade-times.md`.
+//! `docs/upgrade-times.md`; with `-- --only moves` it measures the moves alone, and writes no page.
 //!
 //! Each upgrade goes to another binary (the same program with other bytes), so that all of it is made: the file is copied
 //! and asked, and afterwards the keeper becomes the new version as well.
@@ -30,6 +30,9 @@ const RATE: u32 = 500;
 fn main() {
     raise_descriptor_limit();
     let twins = Twins::new();
+    if std::env::args().skip_while(|word| word != "--only").nth(1).is_some_and(|word| word == "moves") {
+        return println!("{}", page::moves(&moves(&twins)));
+    }
     let load = page::load_average();
     let times = [1, 1_000].map(|listeners| (listeners, times(&twins, listeners)));
     let windows = windows(&twins);

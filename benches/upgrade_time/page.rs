@@ -20,7 +20,7 @@ pub(crate) struct Page<'a> {
 
 impl Page<'_> {
     pub(crate) fn text(&self) -> String {
-        [self.head(), self.upgrades(), self.connects(), self.moves()].concat()
+        [self.head(), self.upgrades(), self.connects(), moves(self.moves)].concat()
     }
 
     fn head(&self) -> String {
@@ -73,36 +73,37 @@ impl Page<'_> {
         }
         text + &format!("\nAround an upgrade p99 is {:.2} times the quiet one.\n\n", p99s[1] / p99s[0])
     }
+}
 
-    fn moves(&self) -> String {
-        let sorted = |what: fn(&Move) -> Duration| {
-            let mut all: Vec<Duration> = self.moves.moves.iter().map(what).collect();
-            all.sort();
-            [0.5, 1.0].map(|part| ms(share(&all, part)))
-        };
-        let [took, longest] = [sorted(|one| one.took), sorted(|one| one.longest_pause)];
-        let mut text = format!(
-            "## What open sessions notice\n\n\
-             {SESSIONS} sessions are open, {ACTIVE} of them with a question and its answer every {} ms; {UPGRADES} upgrades move them\n\
-             all. From the step `move` to the next one: {:.0} ms (at most {:.0}). The longest pause of a session, from its freeze to\n\
-             its release, as the reports tell it: {:.1} ms (at most {:.1}).\n\n\
-             The longest answer of each active session, in windows of half a second in which nothing happens, and in those of\n\
-             the upgrades, preflight and start of the new worker included. Milliseconds.\n\n\
-             | | median | p99 | longest |\n|---|---:|---:|---:|\n",
-            EVERY.as_millis(),
-            took[0],
-            took[1],
-            longest[0],
-            longest[1],
-        );
-        for (name, seen) in [("quiet", &self.moves.quiet), ("in an upgrade", &self.moves.upgrade)] {
-            let mut all = seen.clone();
-            all.sort();
-            let [median, p99, longest] = [0.5, 0.99, 1.0].map(|part| ms(share(&all, part)));
-            text += &format!("| {name} | {median:.2} | {p99:.2} | {longest:.2} |\n");
-        }
-        text
+/// Of sessions that are moved.
+pub(crate) fn moves(moves: &Moves) -> String {
+    let sorted = |what: fn(&Move) -> Duration| {
+        let mut all: Vec<Duration> = moves.moves.iter().map(what).collect();
+        all.sort();
+        [0.5, 1.0].map(|part| ms(share(&all, part)))
+    };
+    let [took, longest] = [sorted(|one| one.took), sorted(|one| one.longest_pause)];
+    let mut text = format!(
+        "## What open sessions notice\n\n\
+         {SESSIONS} sessions are open, {ACTIVE} of them with a question and its answer every {} ms; {UPGRADES} upgrades move them\n\
+         all. From the step `move` to the next one: {:.0} ms (at most {:.0}). The longest pause of a session, from its freeze to\n\
+         its release, as the reports tell it: {:.1} ms (at most {:.1}).\n\n\
+         The longest answer of each active session, in windows of half a second in which nothing happens, and in those of\n\
+         the upgrades, preflight and start of the new worker included. Milliseconds.\n\n\
+         | | median | p99 | longest |\n|---|---:|---:|---:|\n",
+        EVERY.as_millis(),
+        took[0],
+        took[1],
+        longest[0],
+        longest[1],
+    );
+    for (name, seen) in [("quiet", &moves.quiet), ("in an upgrade", &moves.upgrade)] {
+        let mut all = seen.clone();
+        all.sort();
+        let [median, p99, longest] = [0.5, 0.99, 1.0].map(|part| ms(share(&all, part)));
+        text += &format!("| {name} | {median:.2} | {p99:.2} | {longest:.2} |\n");
     }
+    text
 }
 
 /// Of what is sorted.

@@ -27,6 +27,8 @@ pub struct Whereabouts {
     pub phase: Phase,
     /// The caller's word; 0: none yet.
     pub reason: u16,
+    /// The caller's word; 0: none.
+    pub protection: u8,
 }
 
 /// Who serves. Generations count from 1.
@@ -147,8 +149,9 @@ impl Ledger {
 
     /// [`Self::look`] for what costs least, and is right of a dead owner's too.
     pub fn whereabouts(&self, place: Place, id: u64) -> Option<Whereabouts> {
-        let (owner, phase, reason) = self.slot(place)?.standing(id)?;
-        Some(Whereabouts { generation: owner.generation, phase, reason })
+        let slot = self.slot(place)?;
+        let (owner, phase, reason) = slot.standing(id)?;
+        Some(Whereabouts { generation: owner.generation, phase, reason, protection: slot.protection(id) })
     }
 
     /// Gives an established session of a dead owner to a thread of a living generation, which has adopted it. False, and

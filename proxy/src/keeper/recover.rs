@@ -118,7 +118,7 @@ impl Keeper {
                 Some(Whereabouts { phase: Phase::Closed, reason, .. }) => self.end_closed(session, reason),
                 Some(_) if is_over => self.reset(session),
                 Some(_) if guilty.contains(&session) => self.end_guilty(session, id),
-                Some(Whereabouts { phase: Phase::Established, .. }) if self.was_turned_away(place, session) => {
+                Some(Whereabouts { phase: Phase::Established, protection, .. }) if was_turned_away(protection) => {
                     self.reset(session);
                 }
                 Some(Whereabouts { phase: Phase::Established, .. }) if !exit.is_certain() => {
@@ -134,12 +134,6 @@ impl Keeper {
         self.say_doubtful(id, doubtful);
         self.recovery.is_due |= !outliving.is_empty();
         outliving
-    }
-
-    /// Its worker was told that it is not kept, and may have had bytes of it in hand. (An earlier deposit may be read later.)
-    fn was_turned_away(&self, place: Place, id: u64) -> bool {
-        let code = self.ledger.look(place, id).map(|snapshot| snapshot.protection);
-        code == Some(Protection::No(Unprotected::KeeperFull).code())
     }
 
     /// Gives sessions of dead workers to the one that serves, if there are any and it does. Beside the loop.
@@ -330,6 +324,11 @@ impl Keeper {
             count_lost(writer, session, Reason::WorkerCrashed, None);
         });
     }
+}
+
+/// Its worker was told that it is not kept, and may have had bytes of it in hand. (An earlier deposit may be read later.)
+fn was_turned_away(protection: u8) -> bool {
+    protection == Protection::No(Unprotected::KeeperFull).code()
 }
 
 #[cfg(test)]

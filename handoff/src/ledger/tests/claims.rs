@@ -138,7 +138,7 @@ fn what_is_said_of_a_session_ends_with_it() {
     record.mark(0b101);
     let seen = ledger.look(place, id).unwrap();
     assert_eq!((seen.protection, seen.marks, record.protection()), (3, 0b101, 3));
-    let there = Whereabouts { generation: 7, phase: Phase::Connecting, reason: 0 };
+    let there = Whereabouts { generation: 7, phase: Phase::Connecting, reason: 0, protection: 3 };
     assert_eq!(ledger.whereabouts(place, id), Some(there));
     record.closed(4);
     assert_eq!(ledger.whereabouts(place, id), Some(Whereabouts { phase: Phase::Closed, reason: 4, ..there }));
@@ -148,4 +148,5 @@ fn what_is_said_of_a_session_ends_with_it() {
     assert_eq!(next.place(), place, "the same record");
     let seen = ledger.look(place, next.id()).unwrap();
     assert_eq!((seen.protection, seen.marks), (0, 0));
+    assert_eq!(ledger.whereabouts(place, next.id()), Some(Whereabouts { protection: 0, ..there }));
 }

@@ -154,7 +154,8 @@ impl Keeper {
         let (to, link) = (taker.id, taker.link.clone());
         let lost = self.lost();
         self.recovery.is_due = false;
-        self.recovery.refused.retain(|id, _| lost.iter().any(|lost| lost.id == *id));
+        let ids: HashSet<u64> = lost.iter().map(|lost| lost.id).collect();
+        self.recovery.refused.retain(|id, _| ids.contains(id));
         if lost.is_empty() {
             return;
         }

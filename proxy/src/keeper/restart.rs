@@ -309,18 +309,14 @@ impl Keeper {
     }
 
     pub(super) fn bury_ghosts(&mut self, now: tokio::time::Instant) {
-        let (over, rest) = std::mem::take(&mut self.ghosts).into_iter().partition(|(_, at)| *at < now);
-        self.ghosts = rest;
-        let over: Vec<(u32, tokio::time::Instant)> = over;
+        let over: Vec<_> = self.ghosts.extract_if(.., |(_, at)| *at < now).collect();
         // Its channel has ended; whether it has, nobody knows.
         over.into_iter().for_each(|(id, _)| self.bury_lost(id, Exit::Silent));
     }
 
     /// Looks once more at what the dead have: a worker that was giving sessions to one of them may have given them after its end.
     pub(super) fn bury_latecomers(&mut self, now: tokio::time::Instant) {
-        let (over, rest) = std::mem::take(&mut self.buried).into_iter().partition(|(_, _, at)| *at < now);
-        self.buried = rest;
-        let over: Vec<(u32, Exit, tokio::time::Instant)> = over;
+        let over: Vec<_> = self.buried.extract_if(.., |(_, _, at)| *at < now).collect();
         for (id, exit, _) in over {
             // Blamed for its end they were the first time.
             self.bury_lost(id, if exit.is_certain() { Exit::Unknown } else { exit });

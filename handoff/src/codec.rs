@@ -14,6 +14,11 @@ pub trait Word: Serialize + DeserializeOwned {
     /// Its name on the wire.
     fn name(&self) -> &'static str;
 
+    /// A record whose name is read already. (A parser that does not know it keeps all the rest until it does.)
+    fn parse(_name: &str, bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
+
     /// How many descriptors travel with it.
     fn descriptors(&self) -> usize;
 
@@ -69,10 +74,10 @@ pub fn decode<W: Word>(bytes: &[u8]) -> Result<W, CodecError> {
     }
     shallow(bytes)?;
     let envelope: Envelope = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
-    if let Some(feature) = envelope.required.into_iter().find(|feature| !W::FEATURES.contains(&feature.as_str())) {
-        return Err(CodecError::Required { feature: printable(&feature) });
+    if let Some(feature) = envelope.required.iter().find(|feature| !W::FEATURES.contains(&feature.as_str())) {
+        return Err(CodecError::Required { feature: printable(feature) });
     }
-    let message: W = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
+    let message = W::parse(&envelope.name, bytes).map_err(|error| syntax(bytes, &error))?;
     message.check()?;
     Ok(message)
 }
@@ -82,6 +87,8 @@ pub fn decode<W: Word>(bytes: &[u8]) -> Result<W, CodecError> {
 struct Envelope {
     #[serde(default)]
     required: Vec<String>,
+    #[serde(default, rename = "type")]
+    name: String,
 }
 
 impl Word for Message {

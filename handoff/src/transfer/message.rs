@@ -91,6 +91,11 @@ impl Word for Transfer {
         }
     }
 
+    fn parse(name: &str, bytes: &[u8]) -> serde_json::Result<Self> {
+        // The long one.
+        if name == "offer" { serde_json::from_slice(bytes).map(Self::Offer) } else { serde_json::from_slice(bytes) }
+    }
+
     fn descriptors(&self) -> usize {
         if let Self::Offer(offer) = self { offer.descriptors() } else { 0 }
     }

@@ -168,12 +168,14 @@ impl<R: Role> Link<R> {
 
 /// This process' limit of open files and how many are open; `None` without `/proc`.
 pub(crate) fn budget() -> Option<Budget> {
-    let listed = std::fs::read_dir("/proc/self/fd").ok()?.count() as u64;
-    // The listing itself is one of them.
-    Some(Budget { limit: crate::channel::limit(), open: listed.saturating_sub(1) })
+    budget_at_once().or_else(|| {
+        let listed = std::fs::read_dir("/proc/self/fd").ok()?.count() as u64;
+        // The listing itself is one of them.
+        Some(Budget { limit: crate::channel::limit(), open: listed.saturating_sub(1) })
+    })
 }
 
-/// As [`budget`], without a listing, which takes milliseconds where thousands are open; `None` before Linux 6.2.
+/// As [`budget`], never with a listing, which takes milliseconds where thousands are open; `None` before Linux 6.2.
 pub(crate) fn budget_at_once() -> Option<Budget> {
     let open = std::fs::metadata("/proc/self/fd").ok()?.len();
     (open > 0).then(|| Budget { limit: crate::channel::limit(), open })

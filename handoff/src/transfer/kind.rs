@@ -6,18 +6,27 @@ use rustix::fs::{FileType, OFlags};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::manifest::{name_of, unreadable};
+use crate::os;
 
 /// A stream socket that is no listener; it may be connected or not: one that was reset has no peer any more.
 pub(super) fn stream(fd: BorrowedFd<'_>) -> Result<(), String> {
+    // One call says all of a TCP socket, and only of such a one: there are thousands.
+    match os::tcp_state(fd) {
+        Ok(TCP_LISTEN) => Err(LISTENING.to_owned()),
+        Ok(_) => Ok(()),
+        Err(_) => unix_stream(fd),
+    }
+}
+
+fn unix_stream(fd: BorrowedFd<'_>) -> Result<(), String> {
     of_type(fd, FileType::Socket)?;
     let (family, kind) =
         (sockopt::socket_domain(fd).map_err(unreadable)?, sockopt::socket_type(fd).map_err(unreadable)?);
-    let known = [AddressFamily::INET, AddressFamily::INET6, AddressFamily::UNIX].contains(&family);
-    if !known || kind != SocketType::STREAM {
+    if (family, kind) != (AddressFamily::UNIX, SocketType::STREAM) {
         return Err(format!("a socket of family {}, type {}", family.as_raw(), kind.as_raw()));
     }
     if sockopt::socket_acceptconn(fd).map_err(unreadable)? {
-        return Err("a listening socket".to_owned());
+        return Err(LISTENING.to_owned());
     }
     Ok(())
 }
@@ -36,3 +45,8 @@ fn of_type(fd: BorrowedFd<'_>, wanted: FileType) -> Result<(), String> {
     let found = FileType::from_raw_mode(rustix::fs::fstat(fd).map_err(unreadable)?.st_mode);
     if found == wanted { Ok(()) } else { Err(format!("a {}", name_of(found))) }
 }
+
+/// Of include/net/tcp_states.h.
+const TCP_LISTEN: u8 = 10;
+
+const LISTENING: &str = "a listening socket";

@@ -45,15 +45,20 @@ pub struct SessionState {
     /// `CLOCK_MONOTONIC`, milliseconds, as in its record.
     pub opened_ms: u64,
     /// It was given what only lasting sessions need.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub lasts: bool,
     /// Nagle's rule is off on the backend's socket.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub nagle_off: bool,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub relay: RelayState,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub(super) clocks: Clocks,
+}
+
+/// What every version takes for granted of a session that is idle.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,5 +73,23 @@ impl Carried {
         let (relay, nagle_off) = (state.relay.clone(), state.nagle_off);
         let parts = Parts { relay, hand, client, backend, pipes, writers, nagle_off };
         (state, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_without_saying_does_not_travel() {
+        let older = r#"{"listener":"l","pool":"p","backend":{"name":"b","address":"127.0.0.1:1"},"client":null,
+            "timeouts":{"idle":null,"half_close":null,"max_lifetime":null},"tcp":{"keepalive":null,"user_timeout":null},
+            "opened_ms":7,"lasts":false,"nagle_off":false,"relay":{"only_splices":false},"clocks":{"stuck":null}}"#;
+        let mut state: SessionState = serde_json::from_str(older).unwrap();
+        let text = serde_json::to_string(&state).unwrap();
+        assert!(!["lasts", "nagle_off", "relay", "clocks"].iter().any(|word| text.contains(word)), "{text}");
+        state.lasts = true;
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<SessionState>(&text).unwrap(), state);
     }
 }

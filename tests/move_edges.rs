@@ -62,6 +62,15 @@ fn closed(proxy: &Proxy, reason: &str) -> u64 {
     proxy.metrics().count("proxyd_sessions_closed_total", &[("reason", reason)])
 }
 
+/// A table that is doubled while threads share it lets whoever needs a descriptor wait for some 20 ms, and sessions with it.
+#[test]
+fn a_worker_has_room_for_all_its_descriptors_before_it_has_threads() {
+    let (proxy, ..) = scene(|conf| conf.with("runtime", "max_sessions = 3000"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.serving_pid())).unwrap();
+    let slots = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap().trim();
+    assert!(slots.parse::<u64>().unwrap() >= 6_000, "{slots}");
+}
+
 #[test]
 fn half_closed_sessions_keep_their_other_half() {
     let (proxy, bind, backend) = scene(|conf| conf);

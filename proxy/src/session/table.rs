@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use handoff::ledger::{LedgerError, Opening};
 use handoff::vault::Depositor;
@@ -185,15 +186,17 @@ impl Table {
         }
     }
 
-    /// Takes up to `most` sessions out of the runtime, none of `but`; their tasks wait until they are resumed or released.
-    pub fn freeze(&self, most: usize, but: &HashSet<u64>) -> Frozen {
+    /// Takes up to `most` sessions out of the runtime that have been idle for so long, none of `but`; their tasks wait until they
+    /// are resumed or released.
+    pub fn freeze(&self, most: usize, idle: Duration, but: &HashSet<u64>) -> Frozen {
+        let (now, idle) = (clock::coarse_ms(), clock::ms(idle));
         let mut frozen = Frozen::default();
         for (id, session) in self.sessions.borrow().iter() {
             if frozen.carried.len() == most {
                 frozen.is_full = true;
                 break;
             }
-            if but.contains(id) {
+            if but.contains(id) || session.idle_ms(now) < idle {
                 continue;
             }
             match session.freeze() {

@@ -133,7 +133,7 @@ impl World {
     /// Moves everything from one owner to the other, or takes it back in between.
     async fn transfer(&self, from: usize, withdrawn: bool) {
         let (giver, taker) = (&self.owners[from], &self.owners[1 - from]);
-        let carried = giver.table.freeze(64, &HashSet::new()).carried;
+        let carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
         pause().await;
         if withdrawn && fastrand::bool() {
             return giver.table.resume(carried);
@@ -314,7 +314,7 @@ fn nobody_touches_a_session_that_is_held() {
         let world = world(NO_TIMEOUTS).await;
         let (mut client, mut server) = world.session().await;
         let [giver, taker] = &world.owners;
-        let carried = giver.table.freeze(64, &HashSet::new()).carried;
+        let carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
         let (id, kept) = (carried[0].id, duplicate(&carried[0]));
         carried.into_iter().for_each(|carried| taker.hold(carried));
         client.write_all(b"hello").await.unwrap();
@@ -369,12 +369,24 @@ fn a_half_closed_session_and_its_clock_move() {
 }
 
 #[test]
+fn one_that_was_busy_a_moment_ago_is_not_taken_for_idle() {
+    on_a_data_thread(async {
+        let world = world(NO_TIMEOUTS).await;
+        let _session = world.session().await;
+        let table = &world.owners[0].table;
+        let frozen = table.freeze(64, Duration::from_secs(3_600), &HashSet::new());
+        assert!(frozen.carried.is_empty() && !frozen.is_full);
+        assert_eq!(table.freeze(64, Duration::ZERO, &HashSet::new()).carried.len(), 1);
+    });
+}
+
+#[test]
 fn a_full_pipe_moves_with_its_bytes() {
     on_a_data_thread(async {
         let world = world(NO_TIMEOUTS).await;
         let (mut client, mut server) = world.session().await;
         let written = fill(&server).await;
-        let frozen = world.owners[0].table.freeze(64, &HashSet::new());
+        let frozen = world.owners[0].table.freeze(64, Duration::ZERO, &HashSet::new());
         assert!(frozen.carried[0].pipes[1].is_some(), "a stream that is held up is spliced");
         world.owners[0].table.resume(frozen.carried);
         world.transfer(0, false).await;
@@ -415,7 +427,7 @@ fn an_end_while_nobody_looks_is_seen_after_the_move() {
         let (client, mut server) = world.session().await;
         let (mut other, gone) = world.session().await;
         let [giver, taker] = &world.owners;
-        let carried = giver.table.freeze(64, &HashSet::new()).carried;
+        let carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
         let ids: Vec<u64> = carried.iter().map(|carried| carried.id).collect();
         reset(client);
         drop(gone);
@@ -438,7 +450,7 @@ fn an_end_that_is_forced_while_it_is_held_comes_when_it_goes_on() {
         let (mut client, _server) = world.session().await;
         let (mut moves, mut stays) = world.session().await;
         let [giver, taker] = &world.owners;
-        let mut carried = giver.table.freeze(64, &HashSet::new()).carried;
+        let mut carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
         carried.sort_by_key(|carried| carried.id);
         let ids: Vec<u64> = carried.iter().map(|carried| carried.id).collect();
         let kept: Vec<Carried> = carried.iter().map(duplicate).collect();
@@ -467,7 +479,7 @@ fn a_session_comes_and_goes_between_the_same_two() {
         // No pause: the tasks of earlier stays have not run when the session is back.
         for n in 0..10 {
             let (giver, taker) = (&world.owners[n % 2], &world.owners[1 - n % 2]);
-            let carried = giver.table.freeze(64, &HashSet::new()).carried;
+            let carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
             let id = carried[0].id;
             carried.into_iter().for_each(|carried| taker.hold(carried));
             giver.table.release(&[(id, THREAD)], taker.generation);
@@ -491,7 +503,7 @@ fn its_end_is_seen_though_another_worker_still_has_copies() {
             let world = world(NO_TIMEOUTS).await;
             let (client, mut server) = world.session().await;
             let [giver, taker] = &world.owners;
-            let carried = giver.table.freeze(64, &HashSet::new()).carried;
+            let carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
             let copies: Vec<Carried> = carried.iter().map(duplicate).collect();
             if moves {
                 let ids: Vec<u64> = carried.iter().map(|carried| carried.id).collect();
@@ -524,7 +536,7 @@ fn what_does_not_fit_is_refused_and_stays_where_it_is() {
         let (mut client, server) = world.session().await;
         let written = fill(&server).await;
         let [giver, taker] = &world.owners;
-        let carried = giver.table.freeze(64, &HashSet::new()).carried.remove(0);
+        let carried = giver.table.freeze(64, Duration::ZERO, &HashSet::new()).carried.remove(0);
         let refused = |change: &dyn Fn(&mut Carried)| {
             let mut copy = duplicate(&carried);
             change(&mut copy);

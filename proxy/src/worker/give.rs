@@ -1,9 +1,9 @@
 //! The end of a path at which sessions leave this worker. It runs beside the control thread's other work: data threads stop
 //! and resume sessions, here they are packed, offered, and released or taken back.
 //!
-//! A session stands still from its freeze to the release of its batch, so batches are small, and no more than [`AHEAD`] are on
-//! their way: while one is with the taker, another is frozen and packed. What the taker does not answer in [`ANSWERED`] is taken
-//! back and goes on here; then nothing is offered until the taker has shown that it lives.
+//! A session stands still from its freeze to the release of its batch, so batches are small, those of sessions that are busy the
+//! more so, and no more than [`AHEAD`] are on their way: while one is with the taker, another is frozen and packed. What the taker
+//! does not answer in [`ANSWERED`] is taken back and goes on here; then nothing is offered until the taker has shown that it lives.
 
 mod batch;
 mod tally;
@@ -33,6 +33,22 @@ const OPENED: Duration = Duration::from_secs(3);
 
 /// Batches on their way at a time. A third would stand still longer than it takes to fill it.
 const AHEAD: usize = 2;
+
+/// Which sessions go at a time.
+#[derive(Debug, Clone, Copy)]
+struct Sweep {
+    /// Idle for so long.
+    idle: Duration,
+    /// Of one batch.
+    most: usize,
+}
+
+/// Those whose pause nobody notices, most likely: as many at a time as a batch can hold.
+const IDLE: Sweep = Sweep { idle: Duration::from_secs(1), most: transfer::ITEMS };
+
+/// What is left then: a session stands still for as long as its batch takes, and what a batch costs beside its sessions is as much
+/// as a dozen of them.
+const REST: Sweep = Sweep { idle: Duration::ZERO, most: 16 };
 
 /// Between two looks for sessions that could not move: those that connect, and those that are left for good.
 const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
@@ -165,15 +181,21 @@ impl Give {
         }
     }
 
-    /// Once over all threads, in turn: the sessions of one go on their way while another stops its own.
+    /// Once over all sessions: first those that are idle, then what is left.
     async fn round(&mut self) -> Result<(), End> {
+        self.sweep(IDLE).await?;
+        self.sweep(REST).await
+    }
+
+    /// Over all threads, in turn: the sessions of one go on their way while another stops its own.
+    async fn sweep(&mut self, sweep: Sweep) -> Result<(), End> {
         let mut threads: VecDeque<usize> = (0..self.lines.len()).collect();
         while let Some(thread) = threads.pop_front() {
             self.settle_to(AHEAD - 1).await?;
             if self.is_stalled() || self.is_full() {
                 break;
             }
-            if self.freeze(thread).await? {
+            if self.freeze(thread, sweep).await? {
                 threads.push_back(thread);
             }
         }
@@ -181,12 +203,12 @@ impl Give {
     }
 
     /// Freezes and offers a batch of this thread's sessions; says whether there may be more.
-    async fn freeze(&mut self, thread: usize) -> Result<bool, End> {
+    async fn freeze(&mut self, thread: usize, Sweep { most, idle }: Sweep) -> Result<bool, End> {
         let Some(line) = self.lines.get(thread) else { return Ok(false) };
         let but = self.tally.passed_over();
-        let asked = line.tell(|answer| Order::Freeze { most: transfer::ITEMS, but, answer }).await;
+        let asked = line.tell(|answer| Order::Freeze { most, idle, but, answer }).await;
         let (frozen, begun_ns) = asked.answer().await?;
-        if !frozen.is_full {
+        if !frozen.is_full && idle.is_zero() {
             self.tally.look(thread, frozen.connecting, frozen.ending);
         }
         let mut batch = Batch::pack(thread, frozen.carried, begun_ns);

@@ -70,10 +70,11 @@ pub(super) enum Order {
         id: u64,
         answer: oneshot::Sender<()>,
     },
-    /// Stops up to `most` sessions, none of `but`, and answers with them and with when it began, nanoseconds. If nobody takes
-    /// the answer, they go on.
+    /// Stops up to `most` sessions that have been idle for so long, none of `but`, and answers with them and with when it began,
+    /// nanoseconds. If nobody takes the answer, they go on.
     Freeze {
         most: usize,
+        idle: Duration,
         but: Arc<HashSet<u64>>,
         answer: oneshot::Sender<(Frozen, u64)>,
     },

@@ -171,9 +171,9 @@ impl DataThread {
                 table.turn_away(id);
                 let _ = answer.send(());
             }
-            Order::Freeze { most, but, answer } => {
+            Order::Freeze { most, idle, but, answer } => {
                 let begun = clock::exact_ns();
-                if let Err((unwanted, _)) = answer.send((table.freeze(most, &but), begun)) {
+                if let Err((unwanted, _)) = answer.send((table.freeze(most, idle, &but), begun)) {
                     table.resume(unwanted.carried);
                 }
             }

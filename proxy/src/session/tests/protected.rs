@@ -61,7 +61,7 @@ impl Protected {
     /// The process of an owner dies, in so far as all it knew is gone; the other owner has its sessions from the keeper.
     async fn crash(&self, from: usize) {
         let (dead, heir) = (&self.world.owners[from], &self.world.owners[1 - from]);
-        let lost = dead.table.freeze(64, &HashSet::new()).carried;
+        let lost = dead.table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
         let ids: Vec<u64> = lost.iter().map(|carried| carried.id).collect();
         drop(lost);
         self.keeper.hear();
@@ -161,7 +161,7 @@ fn one_that_is_taken_back_needs_no_descriptor() {
         let before = descriptors(&pipes);
         assert_eq!(before.len(), 6, "both ends of two pipes, and what the keeper has: {before:?}");
         let table = &scene.world.owners[0].table;
-        let carried = table.freeze(64, &HashSet::new()).carried;
+        let carried = table.freeze(64, Duration::ZERO, &HashSet::new()).carried;
         assert_eq!(descriptors(&pipes), before, "on its way");
         table.resume(carried);
         assert_eq!(descriptors(&pipes), before, "and back");

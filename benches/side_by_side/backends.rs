@@ -18,6 +18,7 @@ pub(crate) struct Backends {
     echo: Server,
     http: Server,
     source: Server,
+    both: Server,
     pub(crate) redis: Option<Redis>,
 }
 
@@ -30,22 +31,31 @@ pub(crate) enum Kind {
     Http,
     /// Sends as fast as it can.
     Source,
+    /// The same, and reads as fast as it can.
+    Both,
     Redis,
 }
 
 impl Backends {
     pub(crate) fn start() -> Self {
         let block: Arc<[u8]> = vec![0x5a; BLOCK].into();
+        let same = Arc::clone(&block);
         Self {
             echo: Server::start(any_v4(), echo),
             http: Server::start(any_v4(), http),
             source: Server::start(any_v4(), move |stream| source(stream, Arc::clone(&block))),
+            both: Server::start(any_v4(), move |stream| both(stream, Arc::clone(&same))),
             redis: Redis::start(),
         }
     }
 
     pub(crate) fn all(&self) -> Vec<(Kind, SocketAddr)> {
-        let own = [(Kind::Echo, &self.echo), (Kind::Http, &self.http), (Kind::Source, &self.source)];
+        let own = [
+            (Kind::Echo, &self.echo),
+            (Kind::Http, &self.http),
+            (Kind::Source, &self.source),
+            (Kind::Both, &self.both),
+        ];
         let own = own.into_iter().map(|(kind, server)| (kind, server.address()));
         own.chain(self.redis.iter().map(|redis| (Kind::Redis, redis.address()))).collect()
     }
@@ -77,4 +87,12 @@ async fn http(mut stream: TcpStream) {
 
 async fn source(mut stream: TcpStream, block: Arc<[u8]>) {
     while stream.write_all(&block).await.is_ok() {}
+}
+
+async fn both(stream: TcpStream, block: Arc<[u8]>) {
+    let (mut from, mut to) = stream.into_split();
+    let sending = async { while to.write_all(&block).await.is_ok() {} };
+    let mut gulp = vec![0; BLOCK];
+    let reading = async { while let Ok(1..) = from.read(&mut gulp).await {} };
+    tokio::join!(sending, reading);
 }

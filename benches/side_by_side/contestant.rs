@@ -1,177 +1,182 @@
-//! The proxies compared, each with a listener for every kind of backend, two threads, and otherwise its own defaults.
+//! The proxies compared, each with a listener for every kind of backend and two threads.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::fs;
+use std::env;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::backends::{Backends, Kind};
-use crate::harness::census::{Memory, cpu};
+use crate::floor::{self, Means};
+use crate::harness::census::Memory;
 use crate::harness::child::{Guarded, children};
-use crate::harness::peer::peer;
 use crate::harness::{Conf, Port, Proxy, until};
+use crate::peers;
 
-pub(crate) const PROXYD: &str = "proxyd";
-/// The same, with sessions that outlive their worker.
-pub(crate) const SURVIVING: &str = "proxyd (survive_crash)";
 const START: Duration = Duration::from_secs(10);
-/// Debian's place for it, outside the prefix nginx is started with.
-const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+/// Above what is opened at most; two descriptors each are below the 20,000 that a machine of ours gives.
+pub(crate) const MOST_SESSIONS: u32 = 9_300;
+
+/// What a contestant is to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// No proxy at all.
+    Direct,
+    Floor,
+    Proxyd,
+    /// The same, with sessions that outlive their worker.
+    Surviving,
+    Peer,
+}
+
+/// What it enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Everything,
+    /// All but bulk.
+    Small,
+    Bulk,
+    /// Where latency is compared with none.
+    Added,
+}
 
 #[derive(Debug)]
 pub(crate) struct Contestant {
     pub(crate) name: String,
     pub(crate) version: String,
-    /// A variant that differs from another contestant for bulk alone.
-    pub(crate) bulk_only: bool,
+    pub(crate) role: Role,
+    pub(crate) entry: Entry,
     routes: Routes,
     running: Running,
 }
 
 #[derive(Debug)]
 enum Running {
+    Nothing,
     Proxyd(Box<Proxy>),
-    Peer { process: Guarded, _directory: TempDir },
+    Other { process: Guarded, _directory: Option<TempDir> },
 }
 
 /// The listening port of each kind, and the backend behind it.
 #[derive(Debug)]
-struct Routes(BTreeMap<Kind, (Port, SocketAddr)>);
+pub(crate) struct Routes(BTreeMap<Kind, (Port, SocketAddr)>);
 
 impl Routes {
-    fn new(backends: &Backends) -> Self {
+    pub(crate) fn new(backends: &Backends) -> Self {
         Self(backends.all().into_iter().map(|(kind, backend)| (kind, (Port::reserve(), backend))).collect())
     }
 
-    fn fold(&self, mut line: impl FnMut(&mut String, usize, &Port, SocketAddr)) -> String {
-        let routes = self.0.values().enumerate();
-        routes.fold(String::new(), |mut text, (number, (port, backend))| {
-            line(&mut text, number, port, *backend);
-            text
-        })
+    /// A text of so many lines, each about a route with its number.
+    pub(crate) fn lines(&self, line: impl Fn(usize, &Port, SocketAddr) -> String) -> String {
+        self.0.values().enumerate().map(|(number, (port, backend))| line(number, port, *backend)).collect()
     }
 }
 
-/// proxyd without and with `survive_crash`, and every peer that is installed.
+/// Nobody, the floor, proxyd without and with `survive_crash`, and every peer that is installed.
 pub(crate) fn start_all(backends: &Backends) -> Vec<Contestant> {
-    let own = [proxyd(backends, PROXYD), proxyd(backends, SURVIVING)];
-    let peers = [haproxy(backends, false), haproxy(backends, true), nginx(backends)];
-    own.into_iter().chain(peers.into_iter().flatten()).collect()
+    let nobody = Contestant {
+        name: "no proxy".into(),
+        version: String::new(),
+        role: Role::Direct,
+        entry: Entry::Added,
+        routes: Routes::new(backends),
+        running: Running::Nothing,
+    };
+    let splices = [64, 256, 1024].map(|kib| Means::Splice(kib * 1024));
+    let floors = std::iter::once(Means::Copy).chain(splices).map(|means| floor(backends, means));
+    let own = [Role::Proxyd, Role::Surviving].map(|role| proxyd(backends, role));
+    std::iter::once(nobody).chain(floors).chain(own).chain(peers::installed(backends)).collect()
 }
 
-fn proxyd(backends: &Backends, name: &str) -> Contestant {
+fn floor(backends: &Backends, means: Means) -> Contestant {
     let routes = Routes::new(backends);
+    let mut command = Command::new(env::current_exe().expect("this program has a path"));
+    command.args([floor::WORD, &means.word()]);
+    command.args(routes.0.values().map(|(port, backend)| format!("{port}={backend}")));
+    let (name, entry) = match means {
+        Means::Copy => ("floor".into(), Entry::Small),
+        Means::Splice(size) => (format!("floor (splice, {} KiB)", size / 1024), Entry::Bulk),
+    };
+    let child = spawn(command);
+    Contestant::new(name, String::new(), Role::Floor, entry, routes, child, None)
+}
+
+fn proxyd(backends: &Backends, role: Role) -> Contestant {
+    let routes = Routes::new(backends);
+    let survives = role == Role::Surviving;
     let conf = routes.0.values().enumerate().fold(Conf::new(), |conf, (number, (port, backend))| {
         let route = format!("r{number}");
-        let survives = format!("survive_crash = {}", name == SURVIVING);
         conf.listener(&route, &port.to_string(), &route)
-            .with(&format!("listeners.{route}"), &survives)
+            .with(&format!("listeners.{route}"), &format!("survive_crash = {survives}"))
             .pool(&route, &[*backend])
     });
-    let proxy = Proxy::start(&conf.with("runtime", "threads = 2\nlog = \"warn\""));
+    let conf = conf.with("runtime", "threads = 2\nlog = \"warn\"");
+    // One that survives holds two pipes more, and gets what the descriptors allow.
+    let conf = if survives { conf } else { conf.with("runtime", &format!("max_sessions = {MOST_SESSIONS}")) };
+    let proxy = Proxy::start(&conf);
     let version = proxy.status()["version"].as_str().unwrap_or("?").to_owned();
-    Contestant { name: name.into(), version, bulk_only: false, routes, running: Running::Proxyd(Box::new(proxy)) }
+    let name = if survives { "proxyd (survive_crash)" } else { "proxyd" };
+    let running = Running::Proxyd(Box::new(proxy));
+    Contestant { name: name.into(), version, role, entry: Entry::Everything, routes, running }
 }
 
-fn haproxy(backends: &Backends, splice: bool) -> Option<Contestant> {
-    let program = peer("haproxy")?;
-    let routes = Routes::new(backends);
-    let mut text = String::from("global\n  nbthread 2\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n");
-    text += "  timeout client 1h\n  timeout server 1h\n";
-    if splice {
-        text += "  option splice-auto\n";
-    }
-    text += &routes.fold(|text, number, port, backend| {
-        write!(text, "listen r{number}\n  bind {port}\n  server b {backend}\n").expect("a string takes all");
-    });
-    let version = version(&program, "-v", |text| text.split_whitespace().nth(2).map(Into::into));
-    let name = if splice { "HAProxy (splice-auto)" } else { "HAProxy" };
-    let (directory, file) = configured(&text);
-    let mut command = Command::new(program);
-    command.arg("-db").arg("-f").arg(file);
-    Some(started(name, version, splice, routes, command, directory))
-}
-
-fn nginx(backends: &Backends) -> Option<Contestant> {
-    let program = peer("nginx")?;
-    if !Path::new(NGINX_STREAM).is_file() {
-        println!("skipped: nginx has no stream module");
-        return None;
-    }
-    let routes = Routes::new(backends);
-    let servers = routes.fold(|text, _, port, backend| {
-        writeln!(text, "  server {{ listen {port}; proxy_pass {backend}; proxy_timeout 1h; }}")
-            .expect("a string takes all");
-    });
-    let mut text = format!("load_module {NGINX_STREAM};\ndaemon off;\nworker_processes 2;\npid nginx.pid;\n");
-    text += "error_log stderr crit;\nevents { worker_connections 9000; }\n";
-    text += &format!("stream {{\n{servers}}}\n");
-    let version = version(&program, "-v", |text| text.trim().rsplit('/').next().map(Into::into));
-    let (directory, file) = configured(&text);
-    let mut command = Command::new(program);
-    command.arg("-p").arg(directory.path()).arg("-c").arg(file).args(["-e", "stderr"]);
-    Some(started("nginx stream", version, false, routes, command, directory))
-}
-
-fn configured(text: &str) -> (TempDir, PathBuf) {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let file = directory.path().join("conf");
-    fs::write(&file, text).expect("our own directory takes files");
-    (directory, file)
-}
-
-fn version(program: &Path, flag: &str, find: fn(&str) -> Option<String>) -> String {
-    let output = Command::new(program).arg(flag).output().expect("the program starts");
-    // nginx says it on its standard error.
-    let text = [output.stdout, output.stderr].concat();
-    find(&String::from_utf8_lossy(&text)).unwrap_or_else(|| "?".into())
-}
-
-fn started(
-    name: &str,
-    version: String,
-    bulk_only: bool,
-    routes: Routes,
-    mut command: Command,
-    directory: TempDir,
-) -> Contestant {
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program starts");
-    let process = Guarded::new(child, Signal::SIGTERM);
-    let running = Running::Peer { process, _directory: directory };
-    let contestant = Contestant { name: name.into(), version, bulk_only, routes, running };
-    until(&format!("{name} accepts"), START, || TcpStream::connect(contestant.address(Kind::Echo)).is_ok());
-    contestant
+/// # Panics
+/// If it is not there.
+pub(crate) fn spawn(mut command: Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program starts")
 }
 
 impl Contestant {
+    /// Waits until it accepts.
+    pub(crate) fn new(
+        name: String,
+        version: String,
+        role: Role,
+        entry: Entry,
+        routes: Routes,
+        child: Child,
+        directory: Option<TempDir>,
+    ) -> Self {
+        let running = Running::Other { process: Guarded::new(child, Signal::SIGTERM), _directory: directory };
+        let contestant = Self { name, version, role, entry, routes, running };
+        let address = contestant.address(Kind::Echo);
+        until(&format!("{} accepts", contestant.name), START, || TcpStream::connect(address).is_ok());
+        contestant
+    }
+
     /// # Panics
     /// If there is no backend of this kind.
     pub(crate) fn address(&self, kind: Kind) -> SocketAddr {
-        self.routes.0[&kind].0.address()
+        let (port, backend) = &self.routes.0[&kind];
+        if self.role == Role::Direct { *backend } else { port.address() }
     }
 
-    /// User and system time of all its processes so far.
+    /// User and system time of all its processes so far, as exactly as the scheduler counts it.
     pub(crate) fn cpu(&self) -> Duration {
-        self.pids().into_iter().filter_map(cpu).sum()
+        let of = |pid: u32| {
+            let pid = Pid::from_raw(i32::try_from(pid).expect("a pid fits"));
+            ClockId::pid_cpu_clock_id(pid).and_then(ClockId::now).map(Duration::from).ok()
+        };
+        self.pids().into_iter().filter_map(of).sum()
     }
 
     /// User memory of all its processes, in bytes: what they wrote privately, and shared memory.
     pub(crate) fn user_memory(&self) -> f64 {
         let all = self.pids().into_iter().filter_map(Memory::of);
         let kib: u64 = all.map(|memory| memory.private + memory.shared).sum();
-        f64::from(u32::try_from(kib).expect("below four terabytes")) * 1024.0
+        kib as f64 * 1024.0
     }
 
     fn pids(&self) -> Vec<u32> {
         let first = match &self.running {
+            Running::Nothing => return Vec::new(),
             Running::Proxyd(proxy) => proxy.keeper_pid(),
-            Running::Peer { process, .. } => process.pid(),
+            Running::Other { process, .. } => process.pid(),
         };
         std::iter::once(first).chain(children(first)).collect()
     }

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::process::setpriority_process;
 use rustix::thread::{ClockId, clock_nanosleep_relative, set_current_timer_slack};
 use rustix::time::Timespec;
 
@@ -69,7 +68,6 @@ impl Offer {
     fn send(self, streams: &[TcpStream], begun: Instant, total: u64) -> io::Result<()> {
         // The kernel would otherwise add up to 50 us to each sleep, to wake up for several at once.
         set_current_timer_slack(NonZeroU64::new(1))?;
-        hurry();
         let between = Duration::from_secs(1) / self.rate;
         let mut message = [0; MESSAGE];
         for (number, mut stream) in (0..total).zip(streams.iter().cycle()) {
@@ -91,12 +89,6 @@ fn open(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// This thread before others, so that its own wait for a processor is not taken for latency.
-fn hurry() {
-    // Refused to those who may not: then the wait counts, for everybody alike.
-    let _ = setpriority_process(None, -20);
-}
-
 fn sleep_until(moment: Instant) {
     let left = moment.saturating_duration_since(Instant::now());
     if !left.is_zero()
@@ -113,7 +105,6 @@ fn nanos(time: Duration) -> u64 {
 
 /// Until all are answered.
 fn receive(streams: &[TcpStream], begun: Instant, total: u64, sent_all: &AtomicBool) -> io::Result<Vec<Duration>> {
-    hurry();
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     for (key, stream) in (0..).zip(streams) {
         epoll::add(&epoll, stream.as_fd(), EventData::new_u64(key), EventFlags::IN)?;

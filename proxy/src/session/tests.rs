@@ -1,9 +1,11 @@
 //! Sessions that are stopped and go on, here or with another owner, under real traffic.
 
+mod opening;
 mod protected;
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -112,17 +114,16 @@ impl World {
     /// A client, and the backend's end of its session, which the first owner has.
     async fn session(&self) -> (TcpStream, TcpStream) {
         let before = self.established();
-        let front = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let client = TcpStream::connect(front.local_addr().unwrap()).await.unwrap();
-        let (accepted, address) = front.accept().await.unwrap();
-        let fd = std::os::fd::OwnedFd::from(accepted.into_std().unwrap());
-        sockopt::set_socket_linger(&fd, Some(Duration::ZERO)).unwrap();
-        let owner = &self.owners[0];
-        let accepted = Accepted { fd, client: Some(address) };
-        owner.table.open(accepted, &owner.terms, &owner.book, &owner.listener, owner.seat()).unwrap();
+        let (client, accepted) = accepted().await;
+        self.open(accepted);
         let server = self.backend.accept().await.unwrap().0;
         until(|| self.established() == before + 1).await;
         (client, server)
+    }
+
+    fn open(&self, accepted: Accepted) {
+        let owner = &self.owners[0];
+        owner.table.open(accepted, &owner.terms, &owner.book, &owner.listener, owner.seat()).unwrap();
     }
 
     fn established(&self) -> usize {
@@ -172,6 +173,16 @@ impl World {
             assert_eq!(total.gauges[names::listener::HELD as usize], 0);
         }
     }
+}
+
+/// A client, and its socket as a listener gives it.
+async fn accepted() -> (TcpStream, Accepted) {
+    let front = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let client = TcpStream::connect(front.local_addr().unwrap()).await.unwrap();
+    let (accepted, address) = front.accept().await.unwrap();
+    let fd = std::os::fd::OwnedFd::from(accepted.into_std().unwrap());
+    sockopt::set_socket_linger(&fd, Some(Duration::ZERO)).unwrap();
+    (client, Accepted { fd, client: Some(address) })
 }
 
 /// As the kernel does when it passes a message: other numbers for the same sockets.
@@ -253,7 +264,7 @@ async fn fill(stream: &TcpStream) -> usize {
     }
 }
 
-async fn read_out(stream: &mut TcpStream) -> (Vec<u8>, std::io::Result<usize>) {
+async fn read_out(stream: &mut TcpStream) -> (Vec<u8>, io::Result<usize>) {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes).await;
     (bytes, end)
@@ -263,8 +274,8 @@ fn reset(stream: TcpStream) {
     sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
 }
 
-fn is_reset(end: &std::io::Result<usize>) -> bool {
-    end.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset)
+fn is_reset(end: &io::Result<usize>) -> bool {
+    end.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset)
 }
 
 const KILLED: Ending = Ending { reason: Reason::AdminKilled, cause: Cause::Admin, how: ForcedClose::Reset };

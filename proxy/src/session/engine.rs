@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use super::give_way::give_way;
 use super::meter::Meter;
 use super::pipe::Pipe;
 use super::relay::{Failure, Marks, Outcome, Relay, Side, Step, index};
@@ -92,7 +93,7 @@ impl Engine {
                 return Poll::Ready(outcome);
             }
             if budget == 0 {
-                cx.waker().wake_by_ref();
+                give_way(cx);
                 return Poll::Pending;
             }
             for side in [Side::Client, Side::Backend] {

@@ -15,6 +15,7 @@ mod crash;
 mod custody;
 mod ending;
 mod engine;
+mod give_way;
 mod held;
 mod meter;
 mod options;

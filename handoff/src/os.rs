@@ -42,7 +42,12 @@ pub fn tcp_state(socket: BorrowedFd<'_>) -> io::Result<u8> {
     let status = unsafe {
         libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut state).cast(), &raw mut len)
     };
-    if status < 0 { Err(io::Error::last_os_error()) } else { Ok(state) }
+    match (status, len) {
+        (0, 1) => Ok(state),
+        // Some that know no such option say nothing, and no error (TIPC).
+        (0, _) => Err(io::ErrorKind::Unsupported.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Cookie of the network namespace the socket lives in (Linux 5.14; older kernels answer ENOPROTOOPT). Never 0.

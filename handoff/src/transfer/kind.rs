@@ -10,7 +10,7 @@ use crate::os;
 
 /// A stream socket that is no listener; it may be connected or not: one that was reset has no peer any more.
 pub(super) fn stream(fd: BorrowedFd<'_>) -> Result<(), String> {
-    // One call says all of a TCP socket, and only of such a one: there are thousands.
+    // One call says all of a TCP socket, and of nothing else but what stands for one (SMC): there are thousands.
     match os::tcp_state(fd) {
         Ok(TCP_LISTEN) => Err(LISTENING.to_owned()),
         Ok(_) => Ok(()),

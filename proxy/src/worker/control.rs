@@ -65,7 +65,7 @@ async fn work() -> Result<(), WorkerError> {
     let accepted = Successor::accept(channel, me, Instant::now() + HANDOVER).await?;
     let Accepted { mut successor, generation, sockets, segments, plan } = accepted;
     let plan: Plan = serde_json::from_slice(&plan)?;
-    make_room(&plan);
+    make_room();
     let _log = log::start(plan.log, plan.log_format);
     let _ = nix::sys::prctl::set_name(&std::ffi::CString::new(format!("proxyd-{generation}")).unwrap_or_default());
     let mut segments: Vec<Arc<Segment>> =
@@ -93,12 +93,10 @@ async fn work() -> Result<(), WorkerError> {
 /// Makes the table of descriptors as large as it may have to be, while this process has one thread. Once it has more, whoever
 /// needs the descriptor for which the table is doubled waits for a grace period of RCU (fs/file.c, `expand_fdtable`): some 20 ms
 /// on a busy machine, in which sessions on their way here stand still, and nobody is accepted.
-fn make_room(plan: &Plan) {
+fn make_room() {
     let limit = getrlimit(Resource::Nofile).current.map_or(ROOM, |limit| i32::try_from(limit).unwrap_or(ROOM));
-    let sessions = i32::try_from(plan.max_sessions).unwrap_or(ROOM);
-    let most = sessions.saturating_mul(2).min(ROOM).min(limit);
     // The table stays as large. Without it all goes as well, but for those waits.
-    let _ = rustix::io::fcntl_dupfd_cloexec(io::stdin(), most - 1);
+    let _ = rustix::io::fcntl_dupfd_cloexec(io::stdin(), limit.min(ROOM) - 1);
 }
 
 /// Descriptors: half a MiB of the kernel's memory, and above that the next doubling is far.

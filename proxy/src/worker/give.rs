@@ -202,7 +202,7 @@ impl Give {
         self.settle_to(0).await
     }
 
-    /// Freezes and offers a batch of this thread's sessions; says whether there may be more.
+    /// Freezes and offers a batch of this thread's sessions; says whether there may be more that can be offered now.
     async fn freeze(&mut self, thread: usize, Sweep { most, idle }: Sweep) -> Result<bool, End> {
         let Some(line) = self.lines.get(thread) else { return Ok(false) };
         let but = self.tally.passed_over();
@@ -216,16 +216,19 @@ impl Give {
             self.packed.push_back(std::mem::replace(&mut batch, rest));
         }
         self.packed.extend((!batch.is_empty()).then_some(batch));
+        let mut fits = true;
         while !self.packed.is_empty() {
             self.settle_to(AHEAD - 1).await?;
             let Some(batch) = self.packed.pop_front() else { break };
             if self.is_stalled() || !self.has_room_for(&batch) {
+                // The same ones would be frozen next, and taken back, without end.
+                fits = false;
                 self.resume_but(batch, &HashSet::new()).await;
             } else {
                 self.offer(batch).await?;
             }
         }
-        Ok(frozen.is_full)
+        Ok(frozen.is_full && fits)
     }
 
     async fn offer(&mut self, mut batch: Batch) -> Result<(), End> {

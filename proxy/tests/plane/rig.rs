@@ -12,6 +12,7 @@ use proxy::config::{
 use proxy::listener::names_of;
 use proxy::observe::names;
 use proxy::observe::reason::{ConnectFailure, Reason};
+use proxy::session::clock::coarse_ms;
 use proxy::worker::Plane;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -172,6 +173,13 @@ impl Rig {
     pub(crate) async fn established(&self, n: usize) {
         let established = || self.sessions().iter().filter(|it| it.phase == Phase::Established).count();
         until("sessions to be established", || established() == n).await;
+    }
+
+    /// Waits until all sessions have been idle for so long.
+    pub(crate) async fn idle_for(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap();
+        let idle = |it: &SessionSnapshot| coarse_ms().saturating_sub(it.last_byte_ms.max(it.opened_ms)) >= ms;
+        until("sessions to be idle", || self.sessions().iter().all(idle)).await;
     }
 
     /// Turns to a changed plan.

@@ -4,6 +4,10 @@
 
 #[path = "../parts/cachegrind.rs"]
 mod cachegrind;
+#[path = "../parts/descriptors.rs"]
+mod descriptors;
+#[path = "../parts/echo.rs"]
+mod echo;
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 #[path = "../parts/open_loop.rs"]
@@ -29,14 +33,13 @@ use harness::peer;
 use harness::server::Server;
 use page::{Growth, Page};
 use shape::Shape;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Where each dimension begins, while another grows.
 const LEAST: Shape = Shape { sessions: 10, listeners: 1, backends: 1 };
 
 fn main() {
-    raise_descriptor_limit();
+    // Clients, backends and the proxy each hold a socket for every session.
+    descriptors::raise_limit();
     let words: Vec<String> = env::args().skip(1).collect();
     match words.as_slice() {
         [word, config] if word == plane::WORD => plane::serve(Path::new(config)),
@@ -46,7 +49,7 @@ fn main() {
 
 fn measure(only: Option<&String>) {
     let is_wanted = |part: &str| only.is_none_or(|only| only == part);
-    let backend = Server::start((Ipv4Addr::UNSPECIFIED, 0).into(), echo);
+    let backend = Server::start((Ipv4Addr::UNSPECIFIED, 0).into(), echo::serve);
     let growths = peer("valgrind").zip(peer("strace")).map_or_else(Vec::new, |(valgrind, strace)| {
         let mut costs = Costs { counters: Counters { valgrind, strace }, backend: &backend, known: BTreeMap::new() };
         dimensions().into_iter().filter(|(of, _)| is_wanted(of)).map(|(of, shapes)| costs.growth(of, &shapes)).collect()
@@ -91,20 +94,4 @@ impl Costs<'_> {
         let measure = || [What::Instructions, What::Calls].map(|what| counters.cost(what, shape, backend));
         *self.known.entry(shape).or_insert_with(measure)
     }
-}
-
-async fn echo(mut stream: TcpStream) {
-    let mut buffer = vec![0; 1024];
-    while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-        if stream.write_all(&buffer[..n]).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Clients, backends and the proxy each hold a socket for every session.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a process may read its limits");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a process may raise its soft limit");
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::echo::opened;
 use crate::harness::server::Server;
 use crate::harness::{Conf, Port, Proxy, until_moment};
 use crate::open_loop::Offer;
-use crate::shape::addresses;
+use crate::shape::{PATIENCE, addresses};
 
 const LISTENERS: u16 = 300;
 const BACKENDS: u16 = 200;
@@ -56,7 +57,7 @@ fn scrape(what: &'static str, pools: u16, backend: &Server) -> Scrape {
         quiet.push(p99(ports[0].address()));
         scraped.push(while_scraped(&proxy, || p99(ports[0].address())));
     }
-    let scrape = Scrape { what, took: median(took), bytes, quiet: middle(quiet), scraped: middle(scraped) };
+    let scrape = Scrape { what, took: median(took), bytes, quiet: median(quiet), scraped: median(scraped) };
     eprintln!("{scrape:?}");
     scrape
 }
@@ -92,7 +93,7 @@ pub(crate) fn listing(backend: &Server) -> Listing {
     let port = Port::reserve();
     let conf = Conf::simple(&port, &[(std::net::Ipv4Addr::LOCALHOST, backend.address().port()).into()]);
     let proxy = Proxy::start(&conf.with("runtime", "max_sessions = 9300"));
-    let open = |_| crate::shape::opened(port.address()).expect("the proxy serves");
+    let open = |_| opened(port.address(), PATIENCE).expect("the proxy serves");
     let _sessions: Vec<_> = (0..SESSIONS).map(open).collect();
     let time = |words: &[&str]| {
         let times = (0..TIMES).map(|_| {
@@ -110,12 +111,7 @@ pub(crate) fn listing(backend: &Server) -> Listing {
     listing
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
+fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
+    values.sort_by(|one, other| one.partial_cmp(other).expect("times can be compared"));
     values[values.len() / 2]
 }

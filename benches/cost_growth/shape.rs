@@ -2,17 +2,17 @@
 //! several at once and counts can be compared.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::echo::{exchange, opened};
 use crate::harness::server::Server;
 use crate::harness::{Conf, Port};
 
-const MESSAGE: [u8; 64] = [b'm'; 64];
 /// Under valgrind a request takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Shape {
@@ -60,7 +60,7 @@ impl Site {
 
     /// Opens the sessions, and does the work. The sessions live on, so that no run sees more of their ends than another.
     pub(crate) fn load(&self, work: Work) -> io::Result<Vec<TcpStream>> {
-        let open = |number: usize| opened(self.ports[number % self.ports.len()].address());
+        let open = |number: usize| opened(self.ports[number % self.ports.len()].address(), PATIENCE);
         let mut sessions: Vec<TcpStream> = (0..self.shape.sessions).map(open).collect::<io::Result<_>>()?;
         // What a session puts off until its second message belongs to it, not to a request.
         sessions.iter_mut().try_for_each(exchange)?;
@@ -78,17 +78,4 @@ pub(crate) fn addresses(count: u16, port: u16) -> impl Iterator<Item = SocketAdd
         let [high, low] = number.to_be_bytes();
         (Ipv4Addr::new(127, 1, high, low), port).into()
     })
-}
-
-pub(crate) fn opened(address: SocketAddr) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    exchange(&mut stream)?;
-    Ok(stream)
-}
-
-fn exchange(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(&MESSAGE)?;
-    stream.read_exact(&mut [0; MESSAGE.len()])
 }

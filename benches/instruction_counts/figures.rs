@@ -21,7 +21,7 @@ pub(crate) struct Figures {
 }
 
 /// What the counts follow from beside the code: the compiler, the processor's architecture, the C library.
-pub(crate) fn setting() -> String {
+fn setting() -> String {
     let said = |program: &str, word: &str| {
         let output = Command::new(program).arg(word).output().ok().map(|output| output.stdout).unwrap_or_default();
         String::from_utf8_lossy(&output).lines().next().unwrap_or("unknown").trim().to_owned()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::echo;
 use crate::harness::server::{Server, any_v4};
 use crate::harness::service::Redis;
 
@@ -41,7 +42,7 @@ impl Backends {
         let block: Arc<[u8]> = vec![0x5a; BLOCK].into();
         let same = Arc::clone(&block);
         Self {
-            echo: Server::start(any_v4(), echo),
+            echo: Server::start(any_v4(), echo::serve),
             http: Server::start(any_v4(), http),
             source: Server::start(any_v4(), move |stream| source(stream, Arc::clone(&block))),
             both: Server::start(any_v4(), move |stream| both(stream, Arc::clone(&same))),
@@ -58,15 +59,6 @@ impl Backends {
         ];
         let own = own.into_iter().map(|(kind, server)| (kind, server.address()));
         own.chain(self.redis.iter().map(|redis| (Kind::Redis, redis.address()))).collect()
-    }
-}
-
-async fn echo(mut stream: TcpStream) {
-    let mut buffer = vec![0; 1024];
-    while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-        if stream.write_all(&buffer[..n]).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const MESSAGE: [u8; 64] = [b'm'; 64];
+use crate::echo::{connect, exchange, opened};
+
 /// As of the backends.
 const BLOCK: usize = 256 * 1024;
 /// Of any single answer; longer means that a contestant has stopped.
@@ -40,21 +41,9 @@ pub(crate) fn run(
     Amount { total, rate: total / start.elapsed().as_secs_f64() }
 }
 
-pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
-
-pub(crate) fn exchange(stream: &mut TcpStream) -> io::Result<()> {
-    stream.write_all(&MESSAGE)?;
-    stream.read_exact(&mut [0; MESSAGE.len()])
-}
-
 /// Exchanges on one connection.
 pub(crate) fn ping_pong(address: SocketAddr, until: Instant) -> io::Result<f64> {
-    let mut stream = connect(address)?;
+    let mut stream = connect(address, PATIENCE)?;
     let mut done = 0.0;
     while Instant::now() < until {
         exchange(&mut stream)?;
@@ -67,7 +56,7 @@ pub(crate) fn ping_pong(address: SocketAddr, until: Instant) -> io::Result<f64> 
 pub(crate) fn churn(address: SocketAddr, until: Instant) -> io::Result<f64> {
     let mut done = 0.0;
     while Instant::now() < until {
-        exchange(&mut connect(address)?)?;
+        opened(address, PATIENCE)?;
         done += 1.0;
     }
     Ok(done)
@@ -75,12 +64,12 @@ pub(crate) fn churn(address: SocketAddr, until: Instant) -> io::Result<f64> {
 
 /// Bits read.
 pub(crate) fn sink(address: SocketAddr, until: Instant) -> io::Result<f64> {
-    drain(&connect(address)?, until)
+    drain(&connect(address, PATIENCE)?, until)
 }
 
 /// Bits read and written, on one connection.
 pub(crate) fn both_ways(address: SocketAddr, until: Instant) -> io::Result<f64> {
-    let stream = connect(address)?;
+    let stream = connect(address, PATIENCE)?;
     thread::scope(|scope| {
         let writer = scope.spawn(|| fill(&stream, until));
         let read = drain(&stream, until);

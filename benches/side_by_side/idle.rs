@@ -4,17 +4,20 @@ use std::fs;
 use std::net::TcpStream;
 
 use crate::backends::Kind;
-use crate::clients::{PATIENCE, connect, exchange};
+use crate::clients::PATIENCE;
 use crate::contestant::{Contestant, Role};
+use crate::echo::opened;
 use crate::harness::until;
 
 /// What the first session of a thread costs once is not a cost of sessions.
 const WARMING: u32 = 50;
 
+/// With six descriptors each, these are as many as 20,000 allow.
+pub(crate) const MOST_SURVIVING: u32 = 2_000;
+
 /// Bytes of user memory a session, megabytes without any, megabytes with all.
 pub(crate) fn run(on: &Contestant, most: u32) -> Vec<f64> {
-    // With six descriptors each, these are as many as 20,000 allow.
-    let count = if on.role == Role::Surviving { most.min(2_000) } else { most };
+    let count = if on.role == Role::Surviving { most.min(MOST_SURVIVING) } else { most };
     let own = descriptors();
     drop(open(on, WARMING));
     until("the first sessions are closed", PATIENCE, || descriptors() <= own);
@@ -40,12 +43,8 @@ fn rested(on: &Contestant) -> f64 {
 }
 
 fn open(on: &Contestant, count: u32) -> Vec<TcpStream> {
-    let open = |_| {
-        let mut stream = connect(on.address(Kind::Echo))?;
-        exchange(&mut stream)?;
-        Ok::<_, std::io::Error>(stream)
-    };
-    (0..count).map(|number| open(number).expect("a contestant takes idle sessions")).collect()
+    let open = |_| opened(on.address(Kind::Echo), PATIENCE).expect("a contestant takes idle sessions");
+    (0..count).map(open).collect()
 }
 
 /// Of this process, clients and backends.

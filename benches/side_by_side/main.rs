@@ -5,6 +5,10 @@
 //! that a slow minute of the machine is everybody's. Writes `benchmarks.md` and its charts into `docs`, or into the directory
 //! that is named; nothing, if only the workloads with a word in their title were asked for and no directory.
 
+#[path = "../parts/descriptors.rs"]
+mod descriptors;
+#[path = "../parts/echo.rs"]
+mod echo;
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 #[path = "../parts/open_loop.rs"]
@@ -34,7 +38,8 @@ use table::Table;
 use workload::{Scale, Workload};
 
 fn main() {
-    raise_descriptor_limit();
+    // Client, backend and contestant each hold sockets for every idle session; contestants inherit it.
+    descriptors::raise_limit();
     let words: Vec<String> = env::args().skip(1).collect();
     if let Some((word, rest)) = words.split_first()
         && word == floor::WORD
@@ -81,11 +86,4 @@ fn rounds(workload: &Workload, scale: Scale, contestants: &[Contestant]) -> Tabl
         }
     }
     table
-}
-
-/// Client, backend and contestant each hold sockets for every idle session; contestants inherit it.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a process may read its limits");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a process may raise its soft limit");
 }

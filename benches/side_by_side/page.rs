@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::contestant::{Contestant, Role};
+use crate::idle::MOST_SURVIVING;
 use crate::svg::{Bar, Ink, bars};
 use crate::table::{Row, Table};
 use crate::targets::{Judged, judged};
@@ -80,7 +81,7 @@ fn method(text: &mut String, contestants: &[Contestant], scale: Scale) {
             scale.rounds,
             scale.time.as_millis(),
             scale.idle_sessions,
-            scale.idle_sessions.min(2_000),
+            scale.idle_sessions.min(MOST_SURVIVING),
         ),
     );
 }

@@ -4,6 +4,8 @@
 //! Each upgrade goes to another binary (the same program with other bytes), so that all of it is made: the file is copied
 //! and asked, and afterwards the keeper becomes the new version as well.
 
+#[path = "../parts/descriptors.rs"]
+mod descriptors;
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
@@ -28,7 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const RATE: u32 = 500;
 
 fn main() {
-    raise_descriptor_limit();
+    // A thousand reserved ports, and as many listeners handed from process to process.
+    descriptors::raise_limit();
     let twins = Twins::new();
     if std::env::args().skip_while(|word| word != "--only").nth(1).is_some_and(|word| word == "moves") {
         return println!("{}", page::moves(&moves(&twins)));
@@ -107,12 +110,4 @@ fn moves(twins: &Twins) -> Moves {
 
 fn size_of(twins: &Twins) -> u64 {
     std::fs::metadata(twins.path("a")).map_or(0, |file| file.len())
-}
-
-/// A thousand reserved ports, and as many listeners handed from process to process.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a soft limit may be raised to the hard one");
-    }
 }

@@ -125,14 +125,14 @@ impl<'a, F: Flow> Turns<'a, F> {
     }
 
     fn carry(&mut self, slot: usize, side: usize, to_the_end: bool) -> io::Result<()> {
+        let sink = self.key(slot, 1 - side);
         let Some(pair) = &mut self.pairs[slot] else { return Ok(()) };
         let (from, to) = (&pair.ends[side], &pair.ends[1 - side]);
         match pair.flows[side].carry(from, to, to_the_end, &mut self.tools) {
             Carried::Stuck if !pair.room_is_watched[1 - side] => {
                 pair.room_is_watched[1 - side] = true;
                 let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-                let key = EventData::new_u64((self.listeners.len() + slot * 2 + 1 - side) as u64);
-                epoll::modify(&self.epoll, to, key, flags)?;
+                epoll::modify(&self.epoll, to, sink, flags)?;
             }
             Carried::All | Carried::Stuck => {}
             Carried::Ended => {

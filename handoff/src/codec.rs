@@ -1,5 +1,7 @@
 //! Messages to bytes and back. Total: every byte string gives a message or a typed error, in bounded memory.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +75,7 @@ pub fn decode<W: Word>(bytes: &[u8]) -> Result<W, CodecError> {
         return Err(CodecError::TooLong { len: bytes.len() });
     }
     shallow(bytes)?;
-    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
+    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(|error| syntax(bytes, &error))?;
     if let Some(feature) = envelope.required.iter().find(|feature| !W::FEATURES.contains(&feature.as_str())) {
         return Err(CodecError::Required { feature: printable(feature) });
     }
@@ -84,11 +86,11 @@ pub fn decode<W: Word>(bytes: &[u8]) -> Result<W, CodecError> {
 
 /// What is read before anything else: it decides whether the rest can be understood.
 #[derive(Deserialize)]
-struct Envelope {
+struct Envelope<'a> {
     #[serde(default)]
     required: Vec<String>,
-    #[serde(default, rename = "type")]
-    name: String,
+    #[serde(default, rename = "type", borrow)]
+    name: Cow<'a, str>,
 }
 
 impl Word for Message {

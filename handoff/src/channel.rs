@@ -298,7 +298,7 @@ fn failed(errno: Errno) -> ChannelError {
 }
 
 /// The soft limit of open files; `u64::MAX` is none.
-pub(crate) fn limit() -> u64 {
+pub fn limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 

@@ -10,7 +10,6 @@ use std::rc::{Rc, Weak};
 use handoff::ledger::{Ledger, Place};
 use handoff::os::Legacy;
 use handoff::vault::{self, Belongings, Custodian, Owed, VaultError, Word};
-use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -105,9 +104,8 @@ impl Keeper {
 
     /// What the limit of descriptors leaves.
     pub(super) fn measure_vault(&self) {
-        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let taken = 2 * self.sockets.held().count() + self.ledger.segments().len();
-        let left = limit.saturating_sub(OWN).saturating_sub(taken as u64);
+        let left = handoff::channel::limit().saturating_sub(OWN).saturating_sub(taken as u64);
         self.vault.0.most.set(usize::try_from(left / 4).unwrap_or(usize::MAX));
     }
 }

@@ -13,7 +13,6 @@ use handoff::door::Door;
 use handoff::ledger::{LedgerError, Segment};
 use handoff::message::Pulse;
 use handoff::successor::{Accepted, Identity, Order as Word, Reply, Successor};
-use rustix::process::{Resource, getrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -94,9 +93,9 @@ async fn work() -> Result<(), WorkerError> {
 /// needs the descriptor for which the table is doubled waits for a grace period of RCU (fs/file.c, `expand_fdtable`): some 20 ms
 /// on a busy machine, in which sessions on their way here stand still, and nobody is accepted.
 fn make_room() {
-    let limit = getrlimit(Resource::Nofile).current.map_or(ROOM, |limit| i32::try_from(limit).unwrap_or(ROOM));
+    let most = i32::try_from(handoff::channel::limit()).unwrap_or(ROOM).min(ROOM);
     // The table stays as large. Without it all goes as well, but for those waits.
-    let _ = rustix::io::fcntl_dupfd_cloexec(io::stdin(), limit.min(ROOM) - 1);
+    let _ = rustix::io::fcntl_dupfd_cloexec(io::stdin(), most - 1);
 }
 
 /// Descriptors: half a MiB of the kernel's memory, and above that the next doubling is far.

@@ -345,11 +345,10 @@ fn check_names(plan: &Plan, segments: &[Arc<Segment>]) -> Result<(), PlaneError>
 /// What the descriptor limit leaves beside sessions (two each), listening sockets (one for us, one for each thread) and what
 /// a process has anyway; two descriptors a pipe.
 fn pipes_of_thread(plan: &Plan) -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let threads = plan.threads.max(1);
     let sockets: usize = plan.listeners.iter().map(|listener| listener.sockets.len()).sum();
     let taken = plan.max_sessions * 2 + sockets * (1 + threads) + OTHERS;
-    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(taken) / 2 / threads
+    usize::try_from(handoff::channel::limit()).unwrap_or(usize::MAX).saturating_sub(taken) / 2 / threads
 }
 
 /// Standard streams, the channel, segments, and three descriptors a runtime; and some to spare.
